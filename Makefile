@@ -1,0 +1,41 @@
+PYTHON ?= python3
+PROFILE ?= quick
+DATASET ?= phantom
+DATA_ROOT ?=
+WEIGHTS ?= none
+JOBS ?= 1
+BIN := .venv/bin
+
+.PHONY: help env reproduce test lab clean lock
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+	@echo "PROFILE=smoke|quick|paper DATASET=phantom|folder|ucsd-covid-ct|sarscov2-ct|covid-ct-md"
+	@echo "DATA_ROOT=folder of the data set  WEIGHTS=none|imagenet|path  JOBS=notebooks at the same time"
+
+env: .venv/.complete ## make .venv from requirements.lock
+
+.venv/.complete: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "covidlib needs Python 3.11 to 3.13: make PYTHON=/path/to/python3.12 env"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: env ## run a profile to its report and print the claims table
+	@$(BIN)/python workflow/reproduce.py --profile '$(PROFILE)' --dataset '$(DATASET)' \
+	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --jobs '$(JOBS)'
+
+test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
+	$(BIN)/python -m pytest
+
+lab: env ## JupyterLab in notebooks/
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_data.ipynb
+
+lock: env ## resolve requirements.lock and environment.yml anew (needs uv)
+	$(BIN)/python workflow/lock.py
+
+clean: ## remove runs and generated reports; .venv and data stay
+	rm -rf runs .snakemake
+	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,138 @@
+"""A trained network's answer to somebody's own scans: a file or a folder in, a table and an HTML sheet out.
+
+Research software, not for diagnosis. The network knows only the classes and the kind of picture it was
+trained on, and answers with one of them whatever it is shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covidlib import ct
+
+NOTICE = "Research software, not for diagnosis."
+
+
+def load(model_path):
+    """A trained model and the names of its classes, from a run directory's `model.keras`.
+
+    Raises FileNotFoundError where the model or the `run.json` beside it is missing: a network without
+    the names of its classes cannot be read.
+    """
+    import keras
+
+    import covidlib.models  # noqa: F401  registers the layers that the file names
+
+    path = Path(model_path)
+    record = path.with_name("run.json")
+    for needed in (path, record):
+        if not needed.is_file():
+            raise FileNotFoundError(f"no {needed.name} at {needed}. Train one with notebook 03_training, "
+                                    f"or give the model.keras of a run directory. Received: model_path={model_path}")
+    return keras.models.load_model(path, compile=False), tuple(json.loads(record.read_text())["classes"])
+
+
+def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All slices under a file or folder: `(path, patient, slice_index)`, and `(path, error)` for unreadable files.
+
+    Paths are relative to the folder; the patient is the folder a file lies in. NIfTI volumes give a row per slice.
+    """
+    top = Path(input_path)
+    if not top.exists():
+        raise FileNotFoundError(f"no such file or folder. Received: input_path={input_path}")
+    files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
+    root = top.parent if top.is_file() else top
+    slices, errors = [], []
+    for file in files:
+        name = file.relative_to(root)
+        try:
+            count = ct.read_volume(file).shape[0] if ct.sniff(file) == "nifti" else 1
+            slices += [(name.as_posix(), name.parent.as_posix(), index) for index in range(count)]
+        except ct.ReadError as error:
+            errors.append((name.as_posix(), str(error)))
+    return (pd.DataFrame(slices, columns=["path", "patient", "slice_index"]),
+            pd.DataFrame(errors, columns=["path", "error"]))
+
+
+def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.DataFrame:
+    """Classify every slice of `input_path` and write `predictions.csv`, `patients.csv`, `errors.csv`, `sheet.html`.
+
+    Returns the predictions: `path, patient, slice_index, predicted, p_<class>...`. A file that cannot be read
+    is listed in `errors.csv` and the rest goes on. Raises ValueError where no file can be read.
+    """
+    from tqdm.auto import tqdm
+
+    model, classes = load(model_path)
+    size = model.input_shape[1]
+    slices, errors = find_slices(input_path)
+    root = Path(input_path).parent if Path(input_path).is_file() else Path(input_path)
+    rows, faults, thumbnails = [], errors.to_dict("records"), {}
+    progress = tqdm(range(0, len(slices), batch_size), desc="slices", disable=None)
+    for start in progress:
+        images, kept = [], []
+        for row in slices.iloc[start:start + batch_size].to_dict("records"):
+            try:
+                images.append(ct.fit_square(ct.read_slice(root / row["path"], row["slice_index"]), size))
+                kept.append(row)
+            except ct.ReadError as error:
+                faults.append({"path": row["path"], "error": str(error)})
+        if not images:
+            continue
+        probabilities = np.asarray(model.predict_on_batch(np.stack(images)[..., None].astype("float32")))
+        for row, image, p in zip(kept, images, probabilities, strict=True):
+            rows.append(row | {"predicted": classes[int(p.argmax())]}
+                        | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)})
+            thumbnails.setdefault(row["patient"], image)
+    if not rows:
+        raise ValueError(f"no readable slice among {len(faults)} files. Received: input_path={input_path}. "
+                         f"First error: {faults[0]['error'] if faults else 'the folder is empty'}")
+    predictions = pd.DataFrame(rows)
+    patients = by_patient(predictions, classes)
+    _write(output_dir, predictions, patients, pd.DataFrame(faults, columns=["path", "error"]), thumbnails)
+    return predictions
+
+
+def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:
+    """Mean probabilities over each patient's slices, their number, and the class of the largest mean."""
+    columns = [f"p_{name}" for name in classes]
+    table = predictions.groupby("patient")[columns].mean()
+    table.insert(0, "predicted", [classes[i] for i in table.to_numpy().argmax(axis=1)])
+    table.insert(0, "slices", predictions.groupby("patient").size())
+    return table.reset_index()
+
+
+def _write(output_dir, predictions, patients, errors, thumbnails):
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = _sheet(patients, errors, thumbnails)
+    for name, text in [("errors.csv", errors.to_csv(index=False)), ("patients.csv", patients.to_csv(index=False)),
+                       ("sheet.html", sheet), ("predictions.csv", predictions.to_csv(index=False))]:
+        partial = folder / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / name)
+
+
+def _sheet(patients, errors, thumbnails) -> str:
+    """One HTML page without links: a row and a picture per patient, then the files that could not be read."""
+    from PIL import Image
+
+    pictures = {}
+    for patient, image in thumbnails.items():
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png")
+        code = base64.b64encode(buffer.getvalue()).decode()
+        pictures[patient] = f'<img alt="first slice of {html.escape(patient, quote=True)}" src="data:image/png;base64,{code}">'
+    table = patients.round(3).map(lambda value: html.escape(str(value)))
+    table.insert(0, "first slice", [pictures.get(patient, "") for patient in patients["patient"]])
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Predictions</title>'
+            "<style>body{font:16px system-ui;margin:2rem}td,th{padding:.3rem .8rem;text-align:left}</style>"
+            f"<h1>Predictions</h1><p><strong>{NOTICE}</strong></p>{table.to_html(index=False, escape=False)}"
+            f"<h2>Files that could not be read: {len(errors)}</h2>{errors.to_html(index=False)}</html>")

@@ -1,0 +1,82 @@
+import nbformat
+import pytest
+
+from covidlib import run
+
+CHECK = "from covidlib.run import strict\nfound = strict(globals())\nprint(found)"
+
+
+def make(folder, *sources):
+    """A notebook whose first cell is tagged `parameters`."""
+    notebook = nbformat.v4.new_notebook(metadata={
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    path = folder / "example.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return make(tmp_path, "epochs: int = 2  # passes over the training slices\nvariant: str = 'improved'", CHECK,
+                "if epochs == 0:\n    raise ValueError('epochs must be at least 1. Received: epochs=0')",
+                "open('left.txt', 'w').write(variant)")
+
+
+def test_executes_in_the_notebooks_folder_and_writes_the_output_once_whole(notebook, tmp_path):
+    output = run.execute(notebook, tmp_path / "out" / "done.ipynb", {"epochs": 1})
+    cells = nbformat.read(output, 4).cells
+    assert "'epochs': 1" in "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
+    assert (tmp_path / "left.txt").read_text() == "improved"
+    assert [path.name for path in output.parent.iterdir()] == ["done.ipynb"]
+
+
+def test_unknown_parameter_names_the_nearest_and_starts_nothing(notebook, tmp_path, capsys):
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "epoch", "3"]) == 2
+    assert "epoch=3 (did you mean epochs?)" in capsys.readouterr().err
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_wrong_type_is_refused(notebook, tmp_path, capsys):
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "epochs", "many"]) == 2
+    assert "epochs must be of type int. Received: epochs='many'" in capsys.readouterr().err
+
+
+def test_a_failed_cell_leaves_no_output_only_a_failed_notebook(notebook, tmp_path, capsys):
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "epochs", "0"]) == 1
+    message = capsys.readouterr().err
+    assert "ValueError: epochs must be at least 1. Received: epochs=0" in message and "out.failed.ipynb" in message
+    assert not (tmp_path / "out.ipynb").exists() and (tmp_path / "out.failed.ipynb").exists()
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "epochs", "1"]) == 0
+    assert not (tmp_path / "out.failed.ipynb").exists()
+
+
+def test_parameters_from_a_file_give_way_to_those_of_the_command_line(notebook, tmp_path):
+    (tmp_path / "given.yaml").write_text("epochs: 5\nvariant: resnet50\n")
+    run.main([str(notebook), str(tmp_path / "out.ipynb"), "-f", str(tmp_path / "given.yaml"), "-p", "epochs", "7"])
+    text = (tmp_path / "out.ipynb").read_text()
+    assert "'epochs': 7" in text and "'variant': 'resnet50'" in text
+
+
+def test_missing_notebook(tmp_path, capsys):
+    assert run.main([str(tmp_path / "no.ipynb"), str(tmp_path / "out.ipynb")]) == 2
+    assert "no notebook at" in capsys.readouterr().err
+
+
+def test_plain_papermill_is_held_to_the_declaration_too(notebook, tmp_path):
+    import papermill
+
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean epochs"):
+        papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), {"epoch": 3}, progress_bar=False)
+
+
+@pytest.mark.parametrize("declared, value, accepted", [
+    ("float", 1, True), ("int", 1.0, False), ("int", True, False), ("list", [1], True), ("list", "1", False),
+    ("bool", False, True), ("str", None, False)])
+def test_types(declared, value, accepted):
+    if accepted:
+        run.check({"x": value}, {"x": declared})
+    else:
+        with pytest.raises(TypeError, match="x must be of type"):
+            run.check({"x": value}, {"x": declared})

@@ -1,0 +1,50 @@
+"""Run the workflow for one profile and data set, then print the claims table: `make reproduce`.
+
+One reproduction at a time works in a checkout. Because of that, a lock that Snakemake finds here was left
+by a killed one, and may be taken away.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = sorted(path.stem for path in (ROOT / "workflow/profiles").glob("*.yaml"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--dataset", default="phantom")
+    parser.add_argument("--data-root", default="", help="the set's own folder; phantoms are made where it is left out")
+    parser.add_argument("--weights", default="none", help="none, imagenet, or a path")
+    parser.add_argument("--jobs", type=int, default=1, help="notebooks at the same time")
+    options = parser.parse_args()
+    if options.dataset != "phantom" and not options.data_root:
+        parser.error(f"dataset {options.dataset} needs its folder: DATA_ROOT=path (see DATA_CARD.md)")
+    if options.data_root and not (ROOT / options.data_root).is_dir():
+        parser.error(f"no such folder. Received: DATA_ROOT={options.data_root}")
+
+    (ROOT / ".snakemake").mkdir(exist_ok=True)
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile",
+                 "--configfile", f"workflow/profiles/{options.profile}.yaml", "--cores", str(options.jobs),
+                 "--rerun-incomplete", "--quiet", "host", "--config", f"profile={options.profile}",
+                 f"dataset={options.dataset}", f"data_root={options.data_root}", f"weights={options.weights}"]
+    try:
+        with FileLock(ROOT / ".snakemake" / "reproduce.lock", timeout=0):
+            subprocess.run([*snakemake, "--unlock"], cwd=ROOT, capture_output=True, check=False)
+            status = subprocess.run(snakemake, cwd=ROOT, check=False).returncode
+    except Timeout:
+        sys.exit("another `make reproduce` is at work in this checkout; wait for it or use a second clone")
+    if status:
+        sys.exit(f"{options.profile} on {options.dataset} stopped before its end; what is done is kept, "
+                 "and the same command goes on from there")
+    report = f"reports/{options.dataset}/{options.profile}"
+    sys.exit(subprocess.run([sys.executable, "-m", "covidlib.claims", report], cwd=ROOT, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
