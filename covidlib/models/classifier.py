@@ -1,0 +1,156 @@
+"""The networks of the paper and those beside them, as data and one function that builds them."""
+
+import difflib
+
+import keras
+from keras import layers
+
+from covidlib.models import weights as starting_weights
+from covidlib.models.attention import global_context, non_local
+from covidlib.models.fpn import build_fpn
+from covidlib.models.precision import dtype_policy, resolve_precision
+from covidlib.models.resnet import PLACEMENTS, build_resnet50
+
+PLAIN = {
+    "backbone": "resnet50",
+    "fpn_width": 0,  # channels of each level, 0: no pyramid
+    "attention": "none",  # none, non_local or global_context
+    "placement": "branch",  # in the last residual block of conv3 to conv5: branch, after or before
+    "reduction": 8,  # channels of the features by channels of the attention
+    "pooled_keys": True,  # keys and values from 2x2-pooled features
+}
+IMPROVED = {**PLAIN, "fpn_width": 64, "attention": "non_local"}
+VARIANTS = {
+    "resnet50": PLAIN,
+    "improved": IMPROVED,
+    "resnet50_fpn": {**PLAIN, "fpn_width": 64},
+    "resnet50_attention": {**PLAIN, "attention": "non_local"},
+    "improved_before": {**IMPROVED, "placement": "before"},
+    "improved_after": {**IMPROVED, "placement": "after"},
+    "improved_global_context": {**IMPROVED, "attention": "global_context", "reduction": 16},
+    "improved_faithful": {**IMPROVED, "fpn_width": 256, "reduction": 2, "pooled_keys": False},
+    "mobilenet_v2": {"backbone": "mobilenet_v2"},
+    "densenet169": {"backbone": "densenet169"},
+}
+OTHERS = {"mobilenet_v2": keras.applications.MobileNetV2, "densenet169": keras.applications.DenseNet169}
+NORMALISATION = {  # of keras.applications, as scale and offset of the three channels
+    "resnet50": (1.0, [-103.939, -116.779, -123.68]),  # "caffe": BGR, ImageNet's means
+    "mobilenet_v2": (1 / 127.5, -1.0),  # "tf"
+    "densenet169": (  # "torch": RGB, ImageNet's means and deviations
+        [1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)],
+        [-mean / deviation for mean, deviation in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))],
+    ),
+}
+SMALLEST = 32
+
+
+def build_classifier(
+    variant, classes, image_size, weights=None, precision="auto", seed=0, dropout=0.2, **overrides
+):
+    """A classifier of CT slices as one flat graph (§2.2 to §2.4).
+
+    It takes slices (B, image_size, image_size, 1), grey values 0..255, and gives float32 probabilities
+    (B, classes). Replication to three channels and normalisation happen inside, in float32. Layers of
+    the same name start with the same weights in all variants.
+
+    Args:
+        variant: one of `VARIANTS`.
+        classes: names of the classes, two or more.
+        image_size: pixels, 32 or more, odd ones too.
+        weights: None or "none" (random), "imagenet", or a path; see `weights.load_weights`.
+        precision: "auto", "float32" or "mixed_bfloat16"; see `resolve_precision`.
+        seed: of the random weights and of the dropout.
+        dropout: share of the features left out in training, 0 <= dropout < 1.
+        overrides: options of the variant with other values, e.g. `fpn_width=128`.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it and what would.
+        FileNotFoundError: no such weight file, or no network to download it.
+    """
+    options = _options(variant, overrides)
+    _check(classes, image_size, dropout)
+    with dtype_policy(resolve_precision(precision)):
+        inputs = layers.Input((image_size, image_size, 1), name="slice", dtype="float32")
+        x = _normalise(inputs, options["backbone"])
+        features, backbone_layers = _features(x, inputs, options)
+        x = layers.Dropout(dropout, seed=seed, dtype="float32", name="dropout")(features)
+        x = layers.Dense(len(classes), dtype="float32", name="logits")(x)
+        outputs = layers.Softmax(dtype="float32", name="probabilities")(x)
+        model = keras.Model(inputs, outputs, name=variant)
+    starting_weights.initialise(model, seed)
+    if weights not in (None, "none"):
+        starting_weights.load_weights(model, weights, options["backbone"], backbone_layers)
+    return model
+
+
+def _normalise(x, backbone):
+    """Grey (B, H, W, 1) in 0..255 -> (B, H, W, 3) as the published weights of `backbone` expect it."""
+    scale, offset = NORMALISATION[backbone]
+    x = layers.Concatenate(dtype="float32", name="three_channels")([x, x, x])
+    return layers.Rescaling(scale, offset, dtype="float32", name="normalisation")(x)
+
+
+def _features(x, inputs, options):
+    """Pooled features (B, F) in float32 and the names of the backbone's layers."""
+    if options["backbone"] in OTHERS:
+        stages = [OTHERS[options["backbone"]](include_top=False, weights=None, input_tensor=x).output]
+    else:
+        attention = _attention(options)
+        stages = list(build_resnet50(x, attention, options["placement"]).values())
+    inner = [layer.name for layer in keras.Model(inputs, stages[-1]).layers]
+    backbone_layers = [name for name in inner if not name.startswith("attention_")]
+    if not options.get("fpn_width"):
+        pool = layers.GlobalAveragePooling2D(dtype="float32", name="avg_pool")
+        return pool(stages[-1]), backbone_layers
+    pooled = [
+        layers.GlobalAveragePooling2D(dtype="float32", name=f"fpn_p{number}_pool")(level)
+        for number, level in enumerate(build_fpn(stages, options["fpn_width"]), start=2)
+    ]
+    return layers.Concatenate(dtype="float32", name="fpn_features")(pooled), backbone_layers
+
+
+def _attention(options):
+    if options["attention"] == "none":
+        return None
+
+    def attend(x, name):
+        width = max(1, x.shape[-1] // options["reduction"])
+        if options["attention"] == "global_context":
+            return global_context(x, name, width)
+        return non_local(x, name, width, options["pooled_keys"])
+
+    return attend
+
+
+def _options(variant, overrides):
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant{_nearest(variant, VARIANTS)}. Received: variant={variant!r}")
+    options = dict(VARIANTS[variant])
+    for name, value in overrides.items():
+        if name == "backbone" or name not in options:
+            known = [option for option in options if option != "backbone"]
+            hint = _nearest(name, known)
+            raise ValueError(f"{variant!r} has no such option{hint}. Received: {name}={value!r}")
+        options[name] = value
+    allowed = {"attention": ("none", "non_local", "global_context"), "placement": PLACEMENTS}
+    for name, values in allowed.items():
+        if name in options and options[name] not in values:
+            raise ValueError(f"{name} must be one of {values}. Received: {name}={options[name]!r}")
+    for name, least in {"fpn_width": 0, "reduction": 1}.items():
+        if name in options and options[name] < least:
+            raise ValueError(f"{name} must be at least {least}. Received: {name}={options[name]!r}")
+    return options
+
+
+def _check(classes, image_size, dropout):
+    if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be two or more different names. Received: classes={classes!r}")
+    if not isinstance(image_size, int) or image_size < SMALLEST:
+        raise ValueError(f"image_size must be {SMALLEST} pixels or more. Received: image_size={image_size!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1. Received: dropout={dropout!r}")
+
+
+def _nearest(name, known):
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return (f"; did you mean {near[0]!r}?" if near else "") + f" Known: {', '.join(known)}"

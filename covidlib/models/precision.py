@@ -1,0 +1,73 @@
+"""Numerical precision of a model: which one pays on this machine, and setting it for one model only."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import keras
+
+PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+
+
+def resolve_precision(precision="auto"):
+    """The Keras dtype policy for `precision`.
+
+    `auto` is "mixed_bfloat16" where the hardware computes in bfloat16 (a GPU of compute capability 8 or
+    more; without a GPU a CPU with AVX512-BF16 or AMX), "float32" elsewhere.
+
+    Raises:
+        ValueError: neither "auto" nor "float32" nor "mixed_bfloat16".
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
+    if precision != "auto":
+        return precision
+    capability = _gpu_capability()
+    fast = capability >= 8 if capability else _cpu_has_bfloat16()
+    return "mixed_bfloat16" if fast else "float32"
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    """Layers made inside get this dtype policy; the global one is as before afterwards."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _gpu_capability():
+    """Major compute capability of the first GPU, 0 without one."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+        return details.get("compute_capability", (0, 0))[0]
+    if backend == "jax":
+        import jax
+
+        return int(float(getattr(jax.devices()[0], "compute_capability", 0)))
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+    return 0
+
+
+@functools.cache
+def _cpu_has_bfloat16():
+    flags = _cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_flags():
+    table = Path("/proc/cpuinfo")
+    if table.exists():
+        return table.read_text().split()
+    import cpuinfo
+
+    return cpuinfo.get_cpu_info().get("flags", [])

@@ -1,0 +1,135 @@
+"""Starting weights: seeded by name, or read from a file.
+
+Files are read as arrays, by layer name, and checked as a whole before the first one is assigned.
+"""
+
+import io
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+DOWNLOADS = "https://storage.googleapis.com/tensorflow/keras-applications/"
+IMAGENET = {  # backbone: (address, MD5 where keras.applications has one)
+    "resnet50": (
+        DOWNLOADS + "resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "4d473c1dd8becc155b73f8504c6f6626",
+    ),
+    "mobilenet_v2": (
+        DOWNLOADS + "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+        None,
+    ),
+    "densenet169": (
+        DOWNLOADS + "densenet/densenet169_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "b8c4d4c20dd625c148057b9ff1c1176b",
+    ),
+}
+HEADS = ("logits", "predictions", "fc1000", "probs", "Logits")
+OWN = ("fpn_", "attention_")
+
+
+def initialise(model, seed):
+    """Draw every kernel of `model` from Glorot's uniform distribution, by (seed, its path).
+
+    So layers of the same name start equal in all variants and on all backends. Kernels that start at
+    zero stay there.
+    """
+    for variable in model.trainable_variables:
+        if not variable.name.endswith("kernel") or not np.any(keras.ops.convert_to_numpy(variable)):
+            continue
+        rng = np.random.default_rng([seed, zlib.crc32(variable.path.encode())])
+        field = math.prod(variable.shape[:-2])
+        limit = math.sqrt(6 / (field * sum(variable.shape[-2:])))
+        variable.assign(np.float32(limit) * (2 * rng.random(variable.shape, dtype="float32") - 1))
+
+
+def load_weights(model, weights, backbone, backbone_layers):
+    """Load the layers of `model` that the file has, matched by name; the head is left as it is.
+
+    Args:
+        weights: "imagenet" or the path of a file: `.h5` of keras.applications (with or without top),
+            `.weights.h5` or `.keras` of a classifier of this library.
+        backbone: "resnet50", "mobilenet_v2" or "densenet169".
+        backbone_layers: names of the layers that the file must have.
+
+    Raises:
+        FileNotFoundError: no such file, or no network to download it.
+        ValueError: not a weight file, damaged, or of another architecture. The model is as before.
+    """
+    path = _download(backbone) if weights == "imagenet" else Path(weights)
+    arrays = _read(path)
+    layers = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in HEADS}
+    problems = [f"{name} is missing" for name in backbone_layers if name in layers and name not in arrays]
+    known = {*layers, *HEADS}
+    problems += [f"{name} is unknown" for name in arrays if name not in known and not name.startswith(OWN)]
+    for name in layers.keys() & arrays.keys():
+        want = [tuple(variable.shape) for variable in layers[name].weights]
+        have = [array.shape for array in arrays[name]]
+        if want != have:
+            problems.append(f"{name} has shapes {have} instead of {want}")
+    if problems:
+        raise ValueError(
+            f"{path} does not fit the architecture of {model.name!r} ({len(problems)} differences: "
+            f"{'; '.join(sorted(problems)[:3])}, ...). Give weights of {backbone}. "
+            f"Received: weights={str(weights)!r}"
+        )
+    for name in layers.keys() & arrays.keys():
+        layers[name].set_weights(arrays[name])
+
+
+def _download(backbone):
+    address, md5 = IMAGENET[backbone]
+    name = address.rsplit("/", 1)[1]
+    try:
+        return Path(keras.utils.get_file(name, address, cache_subdir="models", file_hash=md5))
+    except Exception as error:
+        target = Path(keras.config.keras_home()) / "models" / name
+        raise FileNotFoundError(
+            f"could not download the ImageNet weights of {backbone} ({error}). Fetch {address} on a machine "
+            f'with a network and put it at {target}, or use weights="none". Received: weights=\'imagenet\''
+        ) from error
+
+
+def _read(path):
+    """{layer name: list of arrays in the order of `layer.weights`}, layers without weights left out."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'no weight file {path}. Give "none", "imagenet" or the path of a .h5, .weights.h5 or .keras file'
+        )
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                source = io.BytesIO(archive.read("model.weights.h5"))
+        else:
+            source = path
+        with h5py.File(source, "r") as file:
+            return _layers_by_name(file) if "layers" in file else _layers_by_attribute(file)
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no weight file, or damaged or cut short: {error}") from error
+
+
+def _layers_by_attribute(file):
+    """The layout of Keras 2 and keras.applications: names in the attributes of each group."""
+    file = file["model_weights"] if "model_weights" in file else file
+    groups = {name: file[name] for name in map(_text, file.attrs["layer_names"])}
+    arrays = {name: [group[key][()] for key in map(_text, group.attrs["weight_names"])]
+              for name, group in groups.items()}
+    return {name: values for name, values in arrays.items() if values}
+
+
+def _layers_by_name(file):
+    """The layout of Keras 3: groups named by class, the layer's name in an attribute."""
+    arrays = {}
+    for group in file["layers"].values():
+        if "vars" in group and len(group["vars"]):
+            variables = group["vars"]
+            arrays[_text(group.attrs["name"])] = [variables[key][()] for key in sorted(variables, key=int)]
+    return arrays
+
+
+def _text(value):
+    return value.decode() if isinstance(value, bytes) else str(value)
