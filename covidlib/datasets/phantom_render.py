@@ -1,0 +1,286 @@
+"""One slice of a phantom patient: chest wall, mediastinum, lungs, lesions and the scanner's blur and noise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from . import phantom_anatomy as anatomy
+from .phantom_anatomy import (
+    AIR,
+    BLOOD,
+    FAT,
+    MUSCLE,
+    cover,
+    ellipse,
+    paint,
+    smooth_noise,
+    stamp,
+    superellipse,
+    tube,
+)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """`hu` float32 (256, 256) in Hounsfield units; `lungs` and `lesions` bool (256, 256)."""
+
+    hu: np.ndarray
+    lungs: np.ndarray
+    lesions: np.ndarray
+    pixel: float = 1.0
+
+
+class Slice:
+    """The shapes of one patient at one height."""
+
+    def __init__(self, patient, z, rng):
+        self.patient, self.z, self.rng, self.v = patient, z, rng, patient.values
+        self.grid = anatomy.Grid(patient, z)
+        self.x, self.y = self.grid.x, self.grid.y
+        self.a, self.b = (float(n) for n in anatomy.cavity_axes(self.v, z))
+        self.cavity = superellipse(self.x, self.y, self.a, self.b, 2.35)
+        self.spine_y = 0.6 * self.b
+        self.texture = smooth_noise(rng, 2.2)
+        self.coarse = smooth_noise(rng, 10.0)
+        self._mediastinum()
+        self._lungs()
+
+    def _mediastinum(self):
+        s, z = self.v["scale"], self.z
+        rows = np.abs(self.y[:, anatomy.SIZE // 2]) < self.b + 4
+        columns = np.abs(self.x[anatomy.SIZE // 2]) < 105
+        self.box = np.ix_(rows, columns)
+        x, y = self.x[self.box] / s, self.y[self.box] / s
+        self.organs = []
+        for name, (start, end, radius) in anatomy.TUBES.items():
+            if min(start[2], end[2]) - radius < z < max(start[2], end[2]) + radius:
+                self.organs.append((name, tube(x, y, z, start, end, radius)))
+        for name, (cx, cy, cz), (rx, ry, rz), angle in (
+            ("heart", (17, -20, 168), (57, 40, 72), 32), ("right heart", (-20, -12, 158), (27, 32, 52), 0),
+            ("left atrium", (0, 4, 122), (34, 17, 26), 0),
+        ):
+            size = 1 - ((z - cz) / rz) ** 2
+            if z > cz and name != "left atrium":
+                size = max(size, 0.72)
+            if size > 0.02:
+                k = np.sqrt(size) * self.v["heart"]
+                self.organs.append((name, ellipse(x, y, cx, cy, rx * k, ry * k, angle)))
+        t = np.clip((y * s + 0.95 * self.b) / (0.8 * self.b), 0, 1)
+        front = 3 + 12 * np.clip((25 - z) / 40, 0, 1) + 10 * np.clip((z - 130) / 60, 0, 1)
+        band = np.abs(x - 2 - 3 * np.sin(z / 40)) - (front + 15 * t * t * (3 - 2 * t))
+        near = np.exp(-band / 4.0)
+        for _, distance in self.organs:
+            near += np.exp(-(distance - 2.0) / 4.0)
+        self.mediastinum = np.full_like(self.x, 50.0)
+        self.mediastinum[self.box] = -4.0 * np.log(near + 1e-6) * s
+
+    def _lungs(self):
+        v, x, y = self.v, self.x, self.y
+        mound = ellipse(x, y, 0, self.spine_y + 6, 24 * v["mound"], 24)
+        mound = np.minimum(mound, ellipse(x, y, 0, self.b * 1.08, 40 * v["mound"], 0.3 * self.b))
+        outside = np.maximum(self.cavity + 1.5, -np.minimum(self.mediastinum, mound))
+        self.edge = ndimage.gaussian_filter(outside, 1.1)
+        self.domes = [self._dome(-0.5, -2, v["dome"]), self._dome(0.52, 4, v["dome"] + 16)]
+        self.share = cover(self.edge) * (1 - np.maximum(*self.domes))
+        self.lungs = (self.edge < 0) & (np.maximum(*self.domes) < 0.5)
+
+    def _dome(self, side, cy, top):
+        """Share of the slab below one half of the diaphragm."""
+        rise = self.z - top - 0.06 * (self.texture + 2 * self.coarse)
+        square = (self.x - side * self.a) ** 2 / (0.85 * self.a) + (self.y - cy) ** 2 / (1.15 * self.b)
+        return np.clip(0.5 + (rise - square * 0.62) / (self.v["slab"] + 4), 0, 1)
+
+    def parenchyma(self):
+        """Lung tissue in HU with its unresolved texture, gravity and dependent density."""
+        v = self.v
+        hu = v["lung"] + 13 * self.coarse + v["grain"] * 17 * self.texture + v["gravity"] * self.y / self.b
+        depth = np.maximum(0, -self.edge)
+        low = np.clip((self.y / self.b - 0.35) * 2.5, 0, 1)
+        hu = hu + 330 * v["dependent"] * low * np.exp(-depth / 7) * np.clip(0.8 + 0.4 * self.coarse, 0, 2)
+        if v["emphysema"]:
+            holes = np.clip(smooth_noise(self.rng, 3.0) - 1.1, 0, 1) * v["emphysema"]
+            hu = hu - 110 * holes
+        return hu.astype(np.float32)
+
+    def vessels(self):
+        """Coverage of vessels, airway walls and airway lumina in the lungs."""
+        v, grid, z = self.v, self.grid, self.z
+        spheres = self.patient.vessels.copy()
+        spheres[:, 3] *= v["prominence"]
+        vessels = stamp(grid, spheres, z, v["slab"])
+        fissure = self._fissure()
+        vessels *= np.clip(-self.edge / 5, 0.15, 1) * (1 - 0.7 * np.exp(-((fissure / 7) ** 2)))
+        bronchi = self.patient.bronchi
+        lumen = stamp(grid, bronchi, z, 0.5 * v["slab"])
+        wall = bronchi.copy()
+        wall[:, 3] = 1.25 * wall[:, 3] + 0.5
+        wall = stamp(grid, wall, z, v["slab"])
+        line = np.exp(-((fissure / 1.3) ** 2)) * 0.09
+        return np.maximum(vessels, line), wall, lumen
+
+    def _fissure(self):
+        """Distance to the oblique fissures in mm."""
+        x = np.abs(self.x)
+        y = 58 - 0.62 * (self.z - 5) - 0.0022 * (x - 30) ** 2 + np.where(self.x < 0, 5, -4)
+        return (self.y - y) * 0.85 + 1.2 * self.coarse
+
+
+def _body(s):
+    """Everything outside the lungs."""
+    v, x, y, z, g = s.v, s.x, s.y, s.z, s.grid
+    wide = v["width"] * v["scale"] * (0.97 + 0.03 * np.cos(z / 60)) + 13 + 0.55 * v["fat"]
+    deep = s.b + 15 + 0.6 * v["fat"]
+    body = superellipse(x, y, wide, deep, v["back"])
+    body = np.maximum(body, y - deep * 0.94)
+    if v["breast"]:
+        for side in (-1, 1):
+            breast = ellipse(x, y, side * 0.52 * wide, -0.72 * deep, 0.45 * wide, 0.32 * deep + v["breast"], -12 * side)
+            body = np.minimum(body, breast + 6 * np.clip(abs(z - 95) / 90, 0, 3) ** 2)
+    hu = np.full_like(x, AIR)
+    _surroundings(hu, s, body, deep)
+    paint(hu, cover(body, g.pixel), FAT + 8 * s.texture)
+    paint(hu, cover(np.abs(body + 1.0) - 1.1), 30)
+    if v["breast"]:
+        gland = cover(np.abs(y + deep) - 0.4 * deep, 20) * cover(body + 9, 6) * cover(-s.cavity + 15, 6)
+        paint(hu, gland * np.clip(s.coarse * 0.5 + 0.4 * s.texture, 0, 1), 20)
+    muscle = s.cavity - 9
+    low = s.b + 4
+    parts = [(0.19, low, 30, 17, 0)]
+    if z < 120:
+        k = np.clip((120 - z) / 120, 0.1, 1)
+        parts += [(s.a * 1.04 / s.a, 10, 15 * k + 4, 55, 8), (0.42, -s.b - 3, 48, 6 + 8 * k, -9),
+                  (0.72, 0.72 * s.b, 40, 10 + 8 * k, -38)]
+    for cx, cy, rx, ry, angle in parts:
+        for side in (-1, 1):
+            muscle = np.minimum(muscle, ellipse(x, y, side * cx * s.a, cy, rx, ry, side * angle))
+    streaks = np.clip(1.1 - np.abs(s.texture + 0.6 * s.coarse) * 2.2, 0, 1) * 0.5
+    meat = cover(np.maximum(muscle + 1.5 * s.coarse, body + 3 + 0.3 * v["fat"]), 2) * (1 - streaks * (s.cavity > 2))
+    paint(hu, meat, MUSCLE + 7 * s.texture)
+    return hu, body
+
+
+def _surroundings(hu, s, body, deep):
+    """The table, and a blanket over the patient."""
+    v, x, y = s.v, s.grid.flat_x, s.grid.flat_y
+    bend = (0.0006, 0.0011, 0.0019, 0.0)[v["table"]]
+    top = deep * 0.94 + 3 + v["table_gap"] - bend * x * x
+    thick = (22, 28, 16, 30)[v["table"]]
+    inside = np.maximum(np.maximum(top - y, y - top - thick - bend * 0.4 * x * x), np.abs(x) - (235, 260, 215, 225)[v["table"]])
+    paint(hu, cover(inside, s.grid.pixel), (-930, -960, -900, -880)[v["table"]])
+    paint(hu, cover(np.abs(inside) - 1.0, s.grid.pixel), (60, -120, 150, -40)[v["table"]])
+    paint(hu, cover(np.abs(y - top + 4 + 1.5 * s.coarse) - 0.5, s.grid.pixel) * 0.35, -400)
+    if v["blanket"]:
+        for gap in (3, 9):
+            sheet = np.abs(body - gap - 5 * np.abs(s.coarse) - 2 * s.texture) - 0.4
+            paint(hu, cover(sheet, s.grid.pixel) * (y < 0.5 * deep) * 0.5, AIR + v["blanket"])
+
+
+def _bone(hu, distance, cortex=700, marrow=190, shell=1.6, alpha=1.0):
+    paint(hu, cover(distance) * alpha, marrow)
+    paint(hu, cover(np.abs(distance + shell / 2) - shell / 2) * alpha, cortex)
+
+
+def _ribs(hu, s):
+    """Oblique cuts of the ribs: pieces of arc outside the cavity that move along it with height."""
+    angle = np.arctan2(s.x / s.a, -s.y / s.b)
+    side, spacing, round_ = (angle > 0).astype(int), 0.50, 0.5 * (s.a + s.b)
+    u = np.abs(angle) / spacing - s.z / 34 - s.patient.ribs[0, 0]
+    index = np.round(u).astype(int)
+    table = s.patient.ribs[(index + 20 * side) % 40]
+    arc = (u - index + 0.12 * table[..., 1]) * spacing * round_
+    length = 17 * table[..., 2] * (0.75 + 0.5 * np.abs(np.sin(angle)))
+    depth = s.cavity - 5.2 - 0.16 * arc * np.sign(table[..., 1] + 2)
+    distance = (np.sqrt((arc / length) ** 4 + (depth / 3.6) ** 2) - 1) * 3.6
+    gristle = np.abs(angle) < 0.62
+    _bone(hu, distance, alpha=1.0 * ~gristle)
+    paint(hu, cover(distance - 0.8) * gristle, 105 + 220 * s.v["calcium"] * (s.texture > 0.9))
+
+
+def _skeleton(hu, s):
+    x, y, z, v = s.x, s.y, s.z, s.v
+    _ribs(hu, s)
+    k, cy = v["mound"], s.spine_y
+    body = ellipse(x, y, 0, cy, 17.5 * k, 13.5 * k)
+    arch = np.abs(ellipse(x, y, 0, cy + 20, 11, 11)) - 2.6
+    swing = 5 * np.sin(z / 4.2)
+    for side in (-1, 1):
+        arch = np.minimum(arch, tube(x, y, 0, (side * 11, cy + 19, 0), (side * 31, cy + 24 + swing, 0), 4.2))
+    arch = np.minimum(arch, tube(x, y, 0, (0, cy + 31, 0), (0, cy + 46 + swing, 0), 3.0))
+    _bone(hu, arch, 750, 260)
+    paint(hu, cover(body), 215 + 45 * s.texture)
+    paint(hu, cover(np.abs(body + 0.7) - 0.8), 520)
+    paint(hu, cover(ellipse(x, y, 0, cy + 20, 8.5, 8)), 25)
+    front = -s.b - 3
+    _bone(hu, superellipse(x, y - front, 20 if z < 100 else 15, 5.5, 3.5), 480, 140, 1.4)
+    if z < 85:
+        slope = 8 * np.sin(z / 20)
+        for side in (-1, 1):
+            start = (side * s.a * 0.62, 0.98 * s.b + slope, 0)
+            blade = tube(x, y, 0, start, (side * s.a * 1.02, 0.42 * s.b - slope, 0), 2.4)
+            _bone(hu, blade, 650, 300, 1.4)
+            if z < 30:
+                _bone(hu, tube(x, y, 0, (side * s.a * 0.9, 0.66 * s.b, 0), (side * s.a * 1.1, 0.8 * s.b, 0), 3.5))
+
+
+def _organs(hu, s):
+    v, texture = s.v, s.texture[s.box]
+    paint(hu, cover(s.mediastinum), FAT + 30 + 8 * s.texture)
+    box = hu[s.box]
+    for name, distance in s.organs:
+        vessel = name not in ("oesophagus",)
+        value = BLOOD + (v["contrast"] if vessel else -8) * (0.7 if "heart" in name else 1) + 5 * texture
+        paint(box, cover(distance * v["scale"], 2.2), value)
+        if name == "descending aorta" and v["calcium"] > 0.75:
+            paint(box, cover(np.abs(distance) - 0.8) * (texture > 0.8), 600)
+    hu[s.box] = box
+    for dome, value in zip(s.domes, (58, 40), strict=True):
+        paint(hu, dome * cover(s.cavity + 1.0), value + 6 * s.texture + (s.v["contrast"] * 0.4))
+
+
+def _airways(hu, s):
+    x, y = s.x[s.box], s.y[s.box]
+    box, k = hu[s.box], s.v["scale"]
+    cut = [tube(x / k, y / k, s.z, *line) * k for line in anatomy.AIRWAYS.values()
+           if min(line[0][2], line[1][2]) - line[2] < s.z < max(line[0][2], line[1][2]) + line[2]]
+    if cut:
+        distance = np.minimum.reduce(cut)
+        paint(box, cover(distance - 1.6), 20)
+        paint(box, cover(distance), AIR)
+        hu[s.box] = box
+
+
+def _scan(hu, s):
+    """Blur of the kernel, noise, and the circle of reconstruction."""
+    v, rng = s.v, s.rng
+    if v["motion"] > 0.2:
+        moved = ndimage.shift(hu, (1.6 * v["motion"], 1.2 * v["motion"]), order=1, mode="nearest")
+        around = np.exp(-((s.x - 25) ** 2 + (s.y + 15) ** 2) / 75**2).astype(np.float32)
+        hu = hu + 0.5 * around * (moved - hu)
+    hu = ndimage.gaussian_filter(hu, v["blur"])
+    if v["sharp"]:
+        hu = hu + v["sharp"] * (hu - ndimage.gaussian_filter(hu, 1.0))
+    noise = smooth_noise(rng, 0.45 + 0.5 * v["blur"])
+    noise = noise - 0.6 * ndimage.uniform_filter(noise, 5)
+    centre = 0.45 + 0.75 * np.exp(-(s.x**2 + s.y**2) / 110**2)
+    hu = hu + v["noise"] * centre * noise
+    radius = np.hypot(s.grid.flat_x + s.grid.centre[0], s.grid.flat_y + s.grid.centre[1])
+    hu[radius > 1.02 * anatomy.SIZE / 2 * s.grid.pixel * max(1, v["zoom"])] = -1024
+    return np.clip(hu, -1024, 3071).astype(np.float32)
+
+
+def slice_of(patient, lesions, z, rng):
+    """Render the patient at height `z` mm with `lesions` (a function of the Slice), noise drawn from `rng`."""
+    s = Slice(patient, z, rng)
+    hu, _ = _body(s)
+    _skeleton(hu, s)
+    _organs(hu, s)
+    tissue = s.parenchyma()
+    tissue, mask = lesions(s, tissue) if lesions else (tissue, np.zeros_like(s.lungs))
+    vessels, wall, lumen = s.vessels()
+    paint(tissue, vessels, BLOOD)
+    paint(tissue, wall, -60)
+    paint(tissue, lumen, AIR + 40)
+    paint(hu, s.share, tissue)
+    _airways(hu, s)
+    return Phantom(_scan(hu, s), s.lungs, mask & s.lungs, s.grid.pixel)
