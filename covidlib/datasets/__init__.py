@@ -25,13 +25,17 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: `manifest` (see COLUMNS), class names in order, folder, name, sentences for a report."""
+    """A data set: `manifest` (see COLUMNS), class names in order, folder, name, sentences for a report.
+
+    `official_split` tells a split that the set brought along from one that splits.assign made.
+    """
 
     manifest: pd.DataFrame
     classes: tuple[str, ...]
     root: Path
     name: str
     notes: list[str] = field(default_factory=list)
+    official_split: bool = False
 
 
 def load(dataset, data_root=None, slices_per_class=None, seed=0):
@@ -60,7 +64,8 @@ def load(dataset, data_root=None, slices_per_class=None, seed=0):
         if len(bounded) < len(manifest):
             notes = [*notes, f"A subset of {len(bounded)} of the set's {len(manifest)} slices is used."]
         manifest = bounded
-    return Source(manifest, tuple(classes), root, dataset, list(notes))
+    official = bool((manifest.split != "").any())
+    return Source(manifest, tuple(classes), root, dataset, list(notes), official)
 
 
 def save(source, output_dir):
@@ -82,6 +87,7 @@ def save(source, output_dir):
         "name": source.name,
         "classes": list(source.classes),
         "notes": list(source.notes),
+        "official_split": source.official_split,
         "root": _relative(source.root, folder),
         "slices": len(manifest),
         "patients": int(manifest.patient[manifest.patient != ""].nunique()),
@@ -108,7 +114,8 @@ def open_saved(output_dir, data_root=None):
             f"The images of {description['name']} are not in {root}. Give their folder as data_root."
         )
     manifest = read_manifest(folder / "manifest.csv")
-    return Source(manifest, tuple(description["classes"]), root, description["name"], description["notes"])
+    classes, notes = tuple(description["classes"]), description["notes"]
+    return Source(manifest, classes, root, description["name"], notes, description["official_split"])
 
 
 def read_manifest(path):
