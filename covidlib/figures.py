@@ -1,0 +1,256 @@
+"""Every figure and table of the paper, drawn from plain arrays, DataFrames and built models.
+
+Each function returns a matplotlib Figure that pyplot has let go of, so that a notebook shows it
+once (as the last line of a cell) and nothing piles up in memory. Titles state what is seen.
+"""
+
+from math import ceil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from .diagrams import figure2_fpn, figure3_attention
+
+__all__ = ["style", "save", "sheet", "figure1_augmentation", "figure2_fpn", "figure3_attention",
+           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "comparison", "speed",
+           "table1", "table2", "PAPER"]
+
+# What the paper prints in its tables (sections 3.1 and 3.3).
+PAPER = {
+    "machine": {"machine": "HP Z8G4 workstation", "os": "Windows Server 2019", "python": "3.7",
+                "tensorflow": "2.4.0 (GPU)"},
+    "accuracy": {"resnet50": 0.87, "improved": 0.901},
+    "fps": {("resnet50", "cpu"): 7.89, ("improved", "cpu"): 12.75,
+            ("resnet50", "gpu"): 23.52, ("improved", "gpu"): 39.56},
+}
+
+
+def style() -> None:
+    """One look for all figures: seaborn's white grid with its colour-blind-safe palette."""
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={
+        "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True,
+        "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
+        "svg.hashsalt": "covidlib", "pdf.fonttype": 42,
+    })
+
+
+def save(figure, folder, name) -> list[Path]:
+    """Write `<folder>/<name>.png`, `.svg` and `.pdf` without dates: the same figure, the same bytes."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    paths = [folder / f"{name}.{kind}" for kind in metadata]
+    with plt.rc_context({"svg.hashsalt": "covidlib"}):
+        for path, facts in zip(paths, metadata.values(), strict=True):
+            figure.savefig(path, metadata=facts, bbox_inches="tight")
+    return paths
+
+
+def _new(width, height, rows=1, columns=1):
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    plt.close(figure)
+    return figure, axes.ravel()
+
+
+def sheet(images, titles, columns=5, colors=None, suptitle=None):
+    """Grid of grey or RGB slices (0..255), each with its title."""
+    rows = ceil(len(images) / columns)
+    figure, axes = _new(2.1 * columns, 2.5 * rows + 0.4, rows, columns)
+    for axis in axes:
+        axis.set_axis_off()
+    for i, (axis, image, title) in enumerate(zip(axes, images, titles, strict=False)):
+        image = np.squeeze(np.asarray(image))
+        axis.imshow(image if image.ndim == 2 else image.astype("uint8"), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title, fontsize=9, loc="center", fontweight="normal",
+                       color=colors[i] if colors else "black")
+    if suptitle:
+        figure.suptitle(suptitle, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def figure1_augmentation(before, after, columns=4):
+    """Figure 1 (§2.1): one slice before, and after each operation. after: title -> image."""
+    changed = sum(bool(np.any(np.asarray(image) != np.asarray(before))) for image in after.values())
+    return sheet([before, *after.values()], ["before", *after], columns,
+                 suptitle=f"{changed} of {len(after)} operations change this slice")
+
+
+def figure4_curves(history, n_training=None, n_validation=None):
+    """Figure 4 (§3.2): accuracy and loss per epoch.
+
+    history: DataFrame (epoch, accuracy, loss, val_accuracy, val_loss), or variant -> DataFrame.
+    n_training, n_validation: numbers of slices, for the legend.
+    """
+    histories = history if isinstance(history, dict) else {"": history}
+    figure, axes = _new(11, 4, 1, 2)
+    colors = sns.color_palette("colorblind")
+    training, validation = (f"{part}, n = {n}" if n else part
+                            for part, n in (("training", n_training), ("validation", n_validation)))
+    for color, (variant, table) in zip(colors, histories.items(), strict=False):
+        prefix = f"{variant} " if variant else ""
+        for axis, quantity in zip(axes, ("accuracy", "loss"), strict=True):
+            short = {"accuracy": "acc", "loss": "loss"}[quantity]
+            axis.plot(table["epoch"], table[quantity], color=color, label=f"{prefix}{short} ({training})")
+            held_out = f"val_{quantity}"
+            if held_out in table and table[held_out].notna().any():
+                axis.plot(table["epoch"], table[held_out], color=color, linestyle="--", marker=".",
+                          label=f"{prefix}val_{short} ({validation})")
+    for axis, unit in zip(axes, ("accuracy (fraction correct)", "loss (cross-entropy, nats)"), strict=True):
+        axis.set(xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=8)
+    axes[0].set_ylim(0, 1.02)
+    axes[0].set_title(_lowest_loss(histories))
+    return figure
+
+
+def _lowest_loss(histories) -> str:
+    best = sorted({int(table.loc[table["val_loss"].idxmin(), "epoch"]) for table in histories.values()
+                   if "val_loss" in table and table["val_loss"].notna().any()})
+    epochs = max(int(table["epoch"].max()) for table in histories.values())
+    if not best:
+        return f"{epochs} epochs, no validation part"
+    where = str(best[0]) if len(best) == 1 else f"{best[0]} to {best[-1]}"
+    return f"Validation loss lowest at epoch {where} of {epochs}"
+
+
+def figure5_classified(images, predictions, classes, columns=6):
+    """Figure 5 (§3.2): slices with the predicted class, its probability and the true one.
+
+    images: (N, S, S) in 0..255, in the order of the rows of `predictions` (label, p_<class>...).
+    """
+    probabilities = predictions[[f"p_{name}" for name in classes]].to_numpy()
+    best = probabilities.argmax(axis=1)
+    right = [classes[k] == label for k, label in zip(best, predictions["label"], strict=True)]
+    good, bad = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
+    titles = [f"{classes[k]} {row[k]:.2f} {'=' if ok else '≠'} {label}"
+              for k, row, ok, label in zip(best, probabilities, right, predictions["label"], strict=True)]
+    return sheet(images, titles, columns, [good if ok else bad for ok in right],
+                 f"{sum(right)} of these {len(right)} slices are classified correctly (predicted, "
+                 "probability, true)")
+
+
+def figure6_confusion(confusion):
+    """Figure 6 (§3.2): counts with the share of each true class. confusion: DataFrame true x predicted."""
+    counts = confusion.to_numpy()
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    share = counts / totals
+    text = np.array([[f"{n:d}\n{s:.0%}" for n, s in zip(*pair, strict=True)]
+                     for pair in zip(counts, share, strict=True)])
+    figure, (axis,) = _new(1.6 + 1.25 * len(counts), 1.2 + 1.05 * len(counts))
+    rows = [f"{name}\n(n = {int(n)})" for name, n in zip(confusion.index, counts.sum(axis=1), strict=True)]
+    sns.heatmap(share, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", square=True, linewidths=1, ax=axis,
+                xticklabels=list(confusion.columns), yticklabels=rows,
+                cbar_kws={"label": "recall (share of the true class)", "shrink": 0.8})
+    axis.set(xlabel="predicted class", ylabel="true class",
+             title=f"{np.trace(counts)} of {counts.sum()} slices correct "
+                   f"({np.trace(counts) / counts.sum():.1%})")
+    axis.tick_params(axis="both", rotation=0)
+    return figure
+
+
+def roc(curves, n):
+    """One curve per class against the rest, of `n` slices. curves: DataFrame class, fpr, tpr."""
+    figure, (axis,) = _new(5.5, 5)
+    areas = {}
+    for name, part in curves.groupby("class", sort=False):
+        areas[name] = np.trapezoid(part["tpr"], part["fpr"])
+        axis.plot(part["fpr"], part["tpr"], label=f"{name} (AUC {areas[name]:.3f})")
+    best = f"{max(areas, key=areas.get)} is told apart best" if areas else "No class has a curve"
+    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity (true positive rate)",
+             aspect="equal", title=f"{best} (n = {n} slices)")
+    axis.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def comparison(table):
+    """Accuracy of each variant with its interval, the paper's figures as diamonds (§3.3, Table 2).
+
+    table: DataFrame variant, accuracy_mean, accuracy_low, accuracy_high (fractions), seeds.
+    """
+    table = table.sort_values("accuracy_mean").reset_index(drop=True)
+    figure, (axis,) = _new(9, 1.4 + 0.5 * len(table))
+    mean, low, high = (table[f"accuracy_{part}"] for part in ("mean", "low", "high"))
+    axis.errorbar(mean, table.index, xerr=[mean - low, high - mean], fmt="o", capsize=4, label="here, 95 %")
+    known = [(PAPER["accuracy"][v], i) for i, v in enumerate(table["variant"]) if v in PAPER["accuracy"]]
+    if known:
+        axis.plot(*zip(*known, strict=True), "D", color="C1", label="paper (its own images)")
+    names = [f"{row.variant} ({row.seeds} seed{'s'[:row.seeds > 1]})" for row in table.itertuples()]
+    axis.set(yticks=table.index, yticklabels=names, ylim=(-0.6, len(table) - 0.4),
+             xlabel="accuracy on the test part (fraction correct)")
+    overlap = table["accuracy_low"].max() <= table["accuracy_high"].min()
+    axis.set_title("The intervals of all variants overlap" if overlap and len(table) > 1
+                   else f"{table['variant'].iloc[-1]} scores highest")
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def speed(table):
+    """Median images per second with quartiles, one panel per batch size (§3.3, Table 2).
+
+    table: DataFrame as `covidlib.speed.measure` gives it.
+    """
+    batches = sorted(table["batch"].unique())
+    figure, axes = _new(6 * len(batches), 1.6 + 0.62 * table["variant"].nunique(), 1, len(batches))
+    for axis, batch in zip(axes, batches, strict=True):
+        part = table[table["batch"] == batch]
+        bars = list(part[["harness", "device"]].drop_duplicates().itertuples(index=False))
+        variants = list(dict.fromkeys(part["variant"]))
+        for k, (harness, device) in enumerate(bars):
+            rows = part[(part["harness"] == harness) & (part["device"] == device)].set_index("variant")
+            rows = rows.reindex(variants)
+            place = np.arange(len(variants)) + 0.8 * ((k + 0.5) / len(bars) - 0.5)
+            spread = [rows["median_fps"] - rows["q1"], rows["q3"] - rows["median_fps"]]
+            axis.barh(place, rows["median_fps"], 0.75 / len(bars), xerr=spread, color=f"C{k}",
+                      error_kw={"elinewidth": 1}, label=f"{harness}, {device}")
+        axis.set(yticks=range(len(variants)), yticklabels=variants,
+                 xlabel=f"images per second (median, quartiles of n = {part['n'].min()})")
+        axis.invert_yaxis()
+        axis.set_title(f"Batch {batch}: {_fastest(part)}")
+    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def _fastest(part) -> str:
+    best = part.loc[part["median_fps"].idxmax()]
+    return f"{best['variant']} reaches {best['median_fps']:.0f} images/s"
+
+
+def table1(machine) -> pd.DataFrame:
+    """Table 1 (§3.1): this machine beside the paper's. machine: `covidlib.provenance.machine()`."""
+    rows = {"machine": "this one", **machine}
+    return pd.DataFrame([
+        {"item": key.replace("_", " "), "paper": PAPER["machine"].get(key, "not in its text"),
+         "here": "none" if value is None else str(value)}
+        for key, value in rows.items()])
+
+
+def table2(comparison, speed=None, harness="predict loop", batch=1) -> pd.DataFrame:
+    """Table 2 (§3.3): accuracy and images per second of each variant, the paper's beside ours.
+
+    comparison: as for `comparison`; speed: as `covidlib.speed.measure` gives it, or None.
+    """
+    rows = []
+    for row in comparison.to_dict("records"):
+        variant = row["variant"]
+        line = {"variant": variant, "accuracy, paper": PAPER["accuracy"].get(variant),
+                "accuracy, here": row["accuracy_mean"],
+                "low": row["accuracy_low"], "high": row["accuracy_high"]}
+        for device in ("cpu", "gpu"):
+            line[f"FPS {device.upper()}, paper"] = PAPER["fps"].get((variant, device))
+            line[f"FPS {device.upper()}, here"] = fps(speed, variant, device, harness, batch)
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def fps(speed, variant, device, harness="predict loop", batch=1):
+    """Median images per second of one row of the speed table, or None where it was not measured."""
+    if speed is None:
+        return None
+    rows = speed[(speed["variant"] == variant) & (speed["harness"] == harness) & (speed["batch"] == batch)
+                 & speed["device"].str.startswith(device)]
+    return None if rows.empty else float(rows["median_fps"].iloc[0])
