@@ -20,7 +20,7 @@ from .phantom_lesions import CLASSES
 from .phantom_render import Phantom, slice_of
 
 __all__ = ["CLASSES", "Phantom", "generate", "render"]
-VERSION = 1
+VERSION = 3
 SPAN = (0.0, 185.0)
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index", "level", "lesion_fraction"]
 
@@ -34,8 +34,8 @@ def render(label, rng, patient=None, height=None, lesions=None):
     """
     if label not in CLASSES:
         raise ValueError(f"label must be one of {', '.join(CLASSES)}. Received: label={label!r}")
-    patient = patient or phantom_anatomy.draw_patient(rng)
-    height = rng.uniform(*SPAN) if height is None else height
+    height = float(rng.uniform(*SPAN)) if height is None else height
+    patient = patient or phantom_anatomy.draw_patient(rng, [height])
     lesions = phantom_lesions.draw(label, rng, patient, [height]) if lesions is None else list(lesions)
 
     def paint(s, tissue):
@@ -108,10 +108,9 @@ def _write_patient(job):
     root, seed, label, index, count = job
     number = CLASSES.index(label)
     rng = np.random.default_rng([seed, number, index])
-    patient = phantom_anatomy.draw_patient(rng)
     first, gap = rng.uniform(SPAN[0], SPAN[1] - 40), rng.uniform(5, 8)
-    heights = first + gap * np.arange(6)
-    heights = heights[rng.permutation(6)]
+    heights = (first + gap * np.arange(6))[rng.permutation(6)]
+    patient = phantom_anatomy.draw_patient(rng, heights)
     lesions = phantom_lesions.draw(label, rng, patient, heights)
     name, rows = f"phantom-{label}-{index:04d}", []
     for k in range(count):

@@ -62,28 +62,33 @@ class Patient:
     ribs: np.ndarray
 
 
-def draw_patient(rng):
-    """A patient drawn from `rng`, independent of any class."""
-    u = rng.uniform
+def draw_patient(rng, heights=(0.0, HEIGHT)):
+    """A patient drawn from `rng`, independent of any class; vessels are kept where slices between the lowest
+    and highest of `heights` (mm) can meet them."""
+    u, normal = rng.uniform, rng.normal
     values = dict(
-        scale=u(0.88, 1.08), width=u(128, 146), depth=u(84, 104), fat=u(6, 30) * u(0.5, 1.0), back=u(2.3, 2.9),
-        breast=rng.choice([0.0, 1.0]) * u(10, 38), heart=u(0.85, 1.18), contrast=rng.choice([0, 0, 130]) * u(0.5, 1.2),
-        arms=u(0, 1), dome=u(150, 178), lung=LUNG + rng.normal(0, 16) + max(0.0, rng.normal(-10, 40)),
-        gravity=abs(rng.normal(0, 35)), dependent=max(0.0, rng.normal(-0.25, 0.5)), rotation=rng.normal(0, 2.5),
-        emphysema=float(u() < 0.12) * u(0.3, 1), prominence=u(0.82, 1.25), motion=max(0.0, rng.normal(-1.0, 1.6)),
-        fissure=u(40, 130), calcium=u(0, 1), mound=u(0.9, 1.15),
+        # body: sizes in mm
+        scale=u(0.88, 1.08), width=u(126, 146), depth=u(78, 99), fat=u(4, 30) * u(0.4, 1.0), back=u(2.2, 2.7),
+        breast=float(u() < 0.4) * u(0, 16), heart=u(0.85, 1.16), contrast=float(u() < 0.35) * u(60, 160),
+        dome=u(156, 190), mound=u(0.9, 1.12), muscle=u(0.6, 1.25), calcium=u(), scars=int(u() < 0.3) * 2,
+        # lung: HU, and what imitates disease
+        lung=LUNG + normal(0, 15) + max(0.0, normal(-15, 35)), gravity=abs(normal(0, 30)),
+        dependent=max(0.0, normal(-0.2, 0.5)), emphysema=float(u() < 0.12) * u(0.3, 1),
+        prominence=u(0.82, 1.2), grain=u(0.5, 1.1), motion=max(0.0, normal(-1.0, 1.6)),
         # acquisition
-        noise=np.exp(rng.normal(2.75, 0.45)), blur=u(0.35, 0.85), sharp=max(0.0, u(-0.6, 0.9)), slab=u(1.0, 6.0),
-        zoom=u(0.9, 1.12), shift_x=rng.normal(0, 6), shift_y=rng.normal(0, 8), table=int(rng.integers(4)),
-        table_gap=u(0, 5), blanket=float(u() < 0.5) * u(40, 200), grain=u(0.5, 1.1),
+        noise=np.exp(normal(2.85, 0.32)), blur=u(0.35, 0.8), sharp=max(0.0, u(-0.6, 0.9)), slab=u(1.0, 5.0),
+        zoom=u(0.94, 1.18), shift_x=normal(0, 6), shift_y=normal(0, 8), rotation=normal(0, 2.5),
+        table=int(rng.integers(4)), table_gap=u(0, 5), blanket=float(u() < 0.5) * u(40, 200),
     )
-    warp = np.stack([rng.normal(0, 1, 6) / 62, rng.normal(0, 1, 6) / 62, rng.normal(0, 1, 6) / 80,
-                     u(0, 2 * np.pi, 6), rng.normal(0, 1.5, 6)], axis=1)
-    trees = [_tree(rng, side, values) for side in (-1, 1) for _ in range(2)]
-    vessels = np.concatenate([spheres for spheres, _ in trees])
-    bronchi = np.concatenate([spheres for _, spheres in trees[::2]])
+    values = {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
+    waves = [normal(0, 1, 8) / 62, normal(0, 1, 8) / 62, normal(0, 1, 8) / 80, u(0, 2 * np.pi, 8), normal(0, 2, 8)]
     ribs = np.stack([u(0, 1, 40), u(-1, 1, 40), u(0.8, 1.25, 40)], axis=1)
-    return Patient(values, warp.astype(np.float32), vessels, bronchi, ribs)
+    reach = (min(heights) - 12, max(heights) + 12)
+    trees = [_tree(rng, side, values, hilum, reach) for side in (-1, 1) for hilum in (84, 114)]
+    vessels = [spheres for spheres, _ in trees] + [_scar(rng, values, heights) for _ in range(values["scars"])]
+    bronchi = [spheres for _, spheres in trees[::2]]
+    return Patient(values, np.stack(waves, axis=1).astype(np.float32), np.concatenate(vessels),
+                   np.concatenate(bronchi), ribs.astype(np.float32))
 
 
 def cavity_axes(values, z):
@@ -93,44 +98,60 @@ def cavity_axes(values, z):
     return values["width"] * values["scale"] * grow, values["depth"] * values["scale"] * (0.1 + 0.9 * grow)
 
 
-def _spheres(starts, ends, radii, rng, wiggle=0.12):
-    """Spheres every 0.7 mm or so along segments, a little bent."""
+def _spheres(starts, ends, radii, rng, reach=None, wiggle=0.07):
+    """Spheres about a pixel apart along segments, a little bent; `reach` limits z."""
+    bend = rng.normal(0, wiggle, (len(starts), 3)) * np.linalg.norm(ends - starts, axis=1)[:, None]
+    if reach:
+        low, high = np.minimum(starts, ends)[:, 2], np.maximum(starts, ends)[:, 2]
+        met = (high > reach[0]) & (low < reach[1])
+        starts, ends, radii, bend = starts[met], ends[met], radii[met], bend[met]
     span = ends - starts
     length = np.linalg.norm(span, axis=1)
-    count = np.clip(np.ceil(length / np.maximum(0.8 * radii, 0.7)).astype(int), 1, 60)
+    count = np.clip(np.ceil(length / np.maximum(0.8 * radii, 0.9)).astype(int), 1, 60)
     which = np.repeat(np.arange(len(starts)), count)
-    t = (np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)) / count[which]
-    bend = rng.normal(0, wiggle, (len(starts), 3)) * length[:, None]
-    points = starts[which] + t[:, None] * span[which] + np.sin(np.pi * t)[:, None] * bend[which]
-    return np.column_stack([points, radii[which] * (1 - 0.16 * t)]).astype(np.float32)
+    t = ((np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)) / count[which])[:, None]
+    points = starts[which] + t * span[which] + np.sin(np.pi * t) * bend[which]
+    return np.column_stack([points, radii[which] * (1 - 0.2 * t[:, 0])]).astype(np.float32)
 
 
-def _tree(rng, side, values, generations=10):
-    """A tree from the hilum that fills one lung: leaves are halved along their longest axis, branch by
+def _tree(rng, side, values, hilum, reach, generations=11):
+    """A tree from the hilum that fills one lung: the leaves are halved across a random direction, branch by
     branch. Returns spheres of the vessels and of the bronchi that go with their first generations."""
     leaves = 2**generations
-    z = rng.uniform(-35, 215, leaves)
+    z = rng.uniform(-40, 225, leaves)
     a, b = cavity_axes(values, z)
-    angle, reach = rng.uniform(-np.pi / 2, np.pi / 2, leaves), np.sqrt(rng.uniform(0.03, 0.97, leaves))
-    x = side * (0.16 * a + 0.82 * a * reach * np.cos(angle))
-    groups = np.column_stack([x, 0.95 * b * reach * np.sin(angle), z])[None]
-    nodes = np.array([[side * 40.0, 6.0 + rng.normal(0, 5), 92.0 + rng.normal(0, 12)]])
-    radius, vessels, bronchi = 6.4 * rng.uniform(0.9, 1.1), [], []
+    angle, out = rng.uniform(-np.pi / 2, np.pi / 2, leaves), np.sqrt(rng.uniform(0.02, 0.98, leaves))
+    x = side * (0.14 * a + 0.85 * a * out * np.cos(angle))
+    groups = np.column_stack([x, 0.97 * b * out * np.sin(angle), z])[None]
+    nodes = np.array([[side * 40.0, 5.0 + rng.normal(0, 5), hilum + rng.normal(0, 6)]])
+    radius, vessels, bronchi = 5.4 * rng.uniform(0.9, 1.1), [], []
     for generation in range(generations):
-        axis = np.argmax(groups.std(axis=1), axis=1)
-        order = np.argsort(np.take_along_axis(groups, axis[:, None, None], axis=2)[..., 0], axis=1)
-        groups = np.take_along_axis(groups, order[..., None], axis=1)
-        groups = groups.reshape(len(groups) * 2, -1, 3)
+        ahead = groups.mean(axis=1) - nodes
+        ahead /= np.linalg.norm(ahead, axis=1, keepdims=True)
+        across = rng.normal(0, 1, (len(groups), 3)) * groups.std(axis=1) ** 1.5
+        across -= 0.8 * (across * ahead).sum(axis=1, keepdims=True) * ahead
+        order = np.argsort(np.einsum("gnk,gk->gn", groups, across), axis=1)
+        groups = np.take_along_axis(groups, order[..., None], axis=1).reshape(len(groups) * 2, -1, 3)
         parents = np.repeat(nodes, 2, axis=0)
-        share = rng.uniform(0.3, 0.55, (len(parents), 1))
+        share = rng.uniform(0.26, 0.4, (len(parents), 1)) + 0.045 * generation
         nodes = parents + share * (groups.mean(axis=1) - parents)
-        radii = radius * 0.745**generation * np.exp(rng.normal(0, 0.16, len(parents)))
-        vessels.append(_spheres(parents, nodes, radii, rng))
+        radii = radius * 0.755**generation * np.exp(rng.normal(0, 0.18, len(parents)))
+        vessels.append(_spheres(parents, nodes, radii, rng, reach))
         if 1 <= generation < 6:
-            gap = rng.normal(0, 1, (1, 3))
-            gap = gap / np.linalg.norm(gap) * (2.0 * radii[:, None] + 0.8)
-            bronchi.append(_spheres(parents + gap, nodes + gap, 0.8 * radii, rng))
+            gap = rng.normal(0, 1, 3)
+            gap = gap * (1.6 * radii[:, None] + 1.0) / np.linalg.norm(gap)
+            bronchi.append(_spheres(parents + gap, nodes + gap, 0.62 * radii, rng, reach))
     return np.concatenate(vessels), np.concatenate(bronchi)
+
+
+def _scar(rng, values, heights):
+    """A short band near the pleura, which is no lesion."""
+    z = rng.uniform(min(heights), max(heights) + 1e-6)
+    a, b = cavity_axes(values, z)
+    angle, side, out = rng.uniform(0.4, 2.8), rng.choice([-1, 1]), rng.uniform(0.8, 0.97)
+    start = np.array([[side * a * np.sin(angle) * out, -b * np.cos(angle) * out, z]])
+    ends = start + rng.normal(0, 9, (1, 3)) * (1, 1, 0.5)
+    return _spheres(start, ends, rng.uniform(0.6, 1.3, 1), rng)
 
 
 def smooth_noise(rng, sigma, shape=(SIZE, SIZE)):
@@ -160,7 +181,7 @@ def superellipse(x, y, a, b, n):
 
 def ellipse(x, y, cx, cy, a, b, angle=0.0):
     """About the distance to a turned ellipse (angle in degrees)."""
-    c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    c, s = float(np.cos(np.radians(angle))), float(np.sin(np.radians(angle)))
     u, v = (x - cx) * c + (y - cy) * s, (y - cy) * c - (x - cx) * s
     return (np.sqrt((u / a) ** 2 + (v / b) ** 2) - 1) * min(a, b)
 
@@ -190,7 +211,7 @@ def stamp(grid, spheres, z, slab):
     spheres, away = spheres[met], away[met]
     columns, rows = grid.to_pixels(spheres[:, 0], spheres[:, 1])
     radii = np.sqrt(spheres[:, 3] ** 2 - away**2) / grid.pixel
-    peak = np.minimum(1, 2 * radii * np.minimum(1, 0.35 + 2 * spheres[:, 3] / slab))
+    peak = np.minimum(1, 2 * radii * np.minimum(1, 0.25 + 1.8 * spheres[:, 3] / slab))
     radii = np.maximum(radii, 0.5)
     for low, high in ((0, 1.5), (1.5, 4), (4, 20)):
         chosen = (radii >= low) & (radii < high)
@@ -214,8 +235,8 @@ class Grid:
     def __init__(self, patient, z):
         v = patient.values
         self.pixel = 2 * (1.0 * v["width"] * v["scale"] + 0.55 * v["fat"] + 26) / v["zoom"] / SIZE
-        self.centre = np.array([v["shift_x"], v["shift_y"] - 6.0])
-        self.turn = np.radians(v["rotation"])
+        self.centre = (v["shift_x"], v["shift_y"] - 10.0)
+        self.turn = float(np.radians(v["rotation"]))
         steps = (np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2) * np.float32(self.pixel)
         flat_x, flat_y = steps[None] - self.centre[0], steps[:, None] - self.centre[1]
         self.flat_x, self.flat_y = np.broadcast_arrays(flat_x.astype(np.float32), flat_y.astype(np.float32))

@@ -21,6 +21,11 @@ from .phantom_anatomy import (
 )
 
 
+# curvature per mm, thickness and half width in mm, HU of the filling and of the shell
+TABLES = ((0.0006, 22, 235, -930, 60), (0.0011, 28, 260, -960, -120), (0.0019, 16, 215, -900, 150),
+          (0.0, 30, 225, -880, -40))
+
+
 @dataclass(frozen=True)
 class Phantom:
     """`hu` float32 (256, 256) in Hounsfield units; `lungs` and `lesions` bool (256, 256)."""
@@ -39,8 +44,9 @@ class Slice:
         self.grid = anatomy.Grid(patient, z)
         self.x, self.y = self.grid.x, self.grid.y
         self.a, self.b = (float(n) for n in anatomy.cavity_axes(self.v, z))
-        self.cavity = superellipse(self.x, self.y, self.a, self.b, 2.35)
-        self.spine_y = 0.6 * self.b
+        taper = 1 + 0.15 * np.clip(self.y / self.b, -1, 1)
+        self.cavity = superellipse(self.x / taper, self.y, self.a, self.b, 2.45)
+        self.spine_y = 0.62 * self.b
         self.texture = smooth_noise(rng, 2.2)
         self.coarse = smooth_noise(rng, 10.0)
         self._mediastinum()
@@ -57,7 +63,7 @@ class Slice:
             if min(start[2], end[2]) - radius < z < max(start[2], end[2]) + radius:
                 self.organs.append((name, tube(x, y, z, start, end, radius)))
         for name, (cx, cy, cz), (rx, ry, rz), angle in (
-            ("heart", (17, -20, 168), (57, 40, 72), 32), ("right heart", (-20, -12, 158), (27, 32, 52), 0),
+            ("heart", (19, -30, 168), (60, 43, 74), 30), ("right heart", (-19, -20, 160), (28, 36, 56), 0),
             ("left atrium", (0, 4, 122), (34, 17, 26), 0),
         ):
             size = 1 - ((z - cz) / rz) ** 2
@@ -68,7 +74,8 @@ class Slice:
                 self.organs.append((name, ellipse(x, y, cx, cy, rx * k, ry * k, angle)))
         t = np.clip((y * s + 0.95 * self.b) / (0.8 * self.b), 0, 1)
         front = 3 + 12 * np.clip((25 - z) / 40, 0, 1) + 10 * np.clip((z - 130) / 60, 0, 1)
-        band = np.abs(x - 2 - 3 * np.sin(z / 40)) - (front + 15 * t * t * (3 - 2 * t))
+        band = np.abs(x - 2 - 3 * np.sin(z / 40)) - (front + 11 * t * t * (3 - 2 * t))
+        band = np.maximum(band, y - (self.spine_y - 4) / s)
         near = np.exp(-band / 4.0)
         for _, distance in self.organs:
             near += np.exp(-(distance - 2.0) / 4.0)
@@ -77,8 +84,8 @@ class Slice:
 
     def _lungs(self):
         v, x, y = self.v, self.x, self.y
-        mound = ellipse(x, y, 0, self.spine_y + 6, 24 * v["mound"], 24)
-        mound = np.minimum(mound, ellipse(x, y, 0, self.b * 1.08, 40 * v["mound"], 0.3 * self.b))
+        mound = ellipse(x, y, 0, self.spine_y + 3, 21 * v["mound"], 19)
+        mound = np.minimum(mound, ellipse(x, y, 0, self.b * 1.1, 36 * v["mound"], 0.36 * self.b))
         outside = np.maximum(self.cavity + 1.5, -np.minimum(self.mediastinum, mound))
         self.edge = ndimage.gaussian_filter(outside, 1.1)
         self.domes = [self._dome(-0.5, -2, v["dome"]), self._dome(0.52, 4, v["dome"] + 16)]
@@ -87,9 +94,11 @@ class Slice:
 
     def _dome(self, side, cy, top):
         """Share of the slab below one half of the diaphragm."""
+        if self.z < top - 8:
+            return np.zeros_like(self.x)
         rise = self.z - top - 0.06 * (self.texture + 2 * self.coarse)
         square = (self.x - side * self.a) ** 2 / (0.85 * self.a) + (self.y - cy) ** 2 / (1.15 * self.b)
-        return np.clip(0.5 + (rise - square * 0.62) / (self.v["slab"] + 4), 0, 1)
+        return np.clip(0.5 + (rise - square * 0.62) / (0.6 * self.v["slab"] + 1.5), 0, 1)
 
     def parenchyma(self):
         """Lung tissue in HU with its unresolved texture, gravity and dependent density."""
@@ -114,7 +123,7 @@ class Slice:
         bronchi = self.patient.bronchi
         lumen = stamp(grid, bronchi, z, 0.5 * v["slab"])
         wall = bronchi.copy()
-        wall[:, 3] = 1.25 * wall[:, 3] + 0.5
+        wall[:, 3] = 1.15 * wall[:, 3] + 0.55
         wall = stamp(grid, wall, z, v["slab"])
         line = np.exp(-((fissure / 1.3) ** 2)) * 0.09
         return np.maximum(vessels, line), wall, lumen
@@ -127,53 +136,54 @@ class Slice:
 
 
 def _body(s):
-    """Everything outside the lungs."""
-    v, x, y, z, g = s.v, s.x, s.y, s.z, s.grid
-    wide = v["width"] * v["scale"] * (0.97 + 0.03 * np.cos(z / 60)) + 13 + 0.55 * v["fat"]
-    deep = s.b + 15 + 0.6 * v["fat"]
-    body = superellipse(x, y, wide, deep, v["back"])
-    body = np.maximum(body, y - deep * 0.94)
+    """Everything outside the lungs: skin, fat and muscles, between the patient's surroundings."""
+    v, x, y, z, pixel = s.v, s.x, s.y, s.z, s.grid.pixel
+    wide = v["width"] * v["scale"] * (0.97 + 0.03 * float(np.cos(z / 60))) + 15 + 0.6 * v["fat"]
+    deep, back = s.b + 21 + 0.55 * v["fat"], 7.0
+    body = superellipse(x, y - back, wide, deep, v["back"])
+    body = np.maximum(body, y - back - deep * 0.93)
     if v["breast"]:
-        for side in (-1, 1):
-            breast = ellipse(x, y, side * 0.52 * wide, -0.72 * deep, 0.45 * wide, 0.32 * deep + v["breast"], -12 * side)
-            body = np.minimum(body, breast + 6 * np.clip(abs(z - 95) / 90, 0, 3) ** 2)
+        breast = ellipse(np.abs(x), y, 0.54 * wide, -0.56 * deep, 0.46 * wide, 0.38 * deep + v["breast"], -14)
+        body = np.minimum(body, breast + 6 * min(abs(z - 95) / 90, 3) ** 2)
     hu = np.full_like(x, AIR)
-    _surroundings(hu, s, body, deep)
-    paint(hu, cover(body, g.pixel), FAT + 8 * s.texture)
-    paint(hu, cover(np.abs(body + 1.0) - 1.1), 30)
+    _surroundings(hu, s, body, back + deep * 0.93)
+    paint(hu, cover(body, pixel), FAT + 8 * s.texture)
+    paint(hu, cover(np.abs(body + 1.0) - 0.9), 20)
     if v["breast"]:
-        gland = cover(np.abs(y + deep) - 0.4 * deep, 20) * cover(body + 9, 6) * cover(-s.cavity + 15, 6)
+        gland = cover(np.abs(y + deep) - 0.4 * deep, 20) * cover(body + 9, 6) * cover(15 - s.cavity, 6)
         paint(hu, gland * np.clip(s.coarse * 0.5 + 0.4 * s.texture, 0, 1), 20)
-    muscle = s.cavity - 9
-    low = s.b + 4
-    parts = [(0.19, low, 30, 17, 0)]
-    if z < 120:
-        k = np.clip((120 - z) / 120, 0.1, 1)
-        parts += [(s.a * 1.04 / s.a, 10, 15 * k + 4, 55, 8), (0.42, -s.b - 3, 48, 6 + 8 * k, -9),
-                  (0.72, 0.72 * s.b, 40, 10 + 8 * k, -38)]
+    muscle = np.maximum(_muscles(s) + 1.5 * s.coarse, body + 3 + 0.35 * v["fat"])
+    streaks = np.clip(1 - np.abs(s.texture + 0.7 * s.coarse) * 2.5, 0, 1) * cover(2 - s.cavity)
+    paint(hu, cover(muscle, 2) * (1 - 0.55 * streaks), MUSCLE + 7 * s.texture)
+    return hu
+
+
+def _muscles(s):
+    """Distance to the muscles: between the ribs, along the spine, at the shoulder blades and in front."""
+    size, up = s.v["muscle"], float(np.clip((125 - s.z) / 125, 0, 1))
+    muscle = s.cavity - 6.5
+    parts = [(0.2, 1.0, 27, 16, -12), (0.5, 0.93, 30, 7, -30), (1.02, 0.1, 7 + 8 * up, 50, 6)]
+    if up:
+        parts += [(0.4, -1.05, 50, 4 + 9 * up, -10), (0.82, 0.66, 42, 7 + 13 * up, -44), (0.6, 1.0, 40, 8 * up + 3, -20)]
+    x = np.abs(s.x)
     for cx, cy, rx, ry, angle in parts:
-        for side in (-1, 1):
-            muscle = np.minimum(muscle, ellipse(x, y, side * cx * s.a, cy, rx, ry, side * angle))
-    streaks = np.clip(1.1 - np.abs(s.texture + 0.6 * s.coarse) * 2.2, 0, 1) * 0.5
-    meat = cover(np.maximum(muscle + 1.5 * s.coarse, body + 3 + 0.3 * v["fat"]), 2) * (1 - streaks * (s.cavity > 2))
-    paint(hu, meat, MUSCLE + 7 * s.texture)
-    return hu, body
+        muscle = np.minimum(muscle, ellipse(x, s.y, cx * s.a, cy * s.b, rx, ry * size, angle))
+    return muscle
 
 
-def _surroundings(hu, s, body, deep):
+def _surroundings(hu, s, body, back):
     """The table, and a blanket over the patient."""
-    v, x, y = s.v, s.grid.flat_x, s.grid.flat_y
-    bend = (0.0006, 0.0011, 0.0019, 0.0)[v["table"]]
-    top = deep * 0.94 + 3 + v["table_gap"] - bend * x * x
-    thick = (22, 28, 16, 30)[v["table"]]
-    inside = np.maximum(np.maximum(top - y, y - top - thick - bend * 0.4 * x * x), np.abs(x) - (235, 260, 215, 225)[v["table"]])
-    paint(hu, cover(inside, s.grid.pixel), (-930, -960, -900, -880)[v["table"]])
-    paint(hu, cover(np.abs(inside) - 1.0, s.grid.pixel), (60, -120, 150, -40)[v["table"]])
-    paint(hu, cover(np.abs(y - top + 4 + 1.5 * s.coarse) - 0.5, s.grid.pixel) * 0.35, -400)
+    v, x, y, pixel = s.v, s.grid.flat_x, s.grid.flat_y, s.grid.pixel
+    bend, thick, half, foam, shell = TABLES[v["table"]]
+    top = back + 3 + v["table_gap"] - bend * x * x
+    inside = np.maximum(np.maximum(top - y, y - top - thick - bend * 0.4 * x * x), np.abs(x) - half)
+    paint(hu, cover(inside, pixel), foam)
+    paint(hu, cover(np.abs(inside) - 1.0, pixel), shell)
+    paint(hu, cover(np.abs(y - top + 4 + 1.5 * s.coarse) - 0.5, pixel) * 0.35, -400)
     if v["blanket"]:
         for gap in (3, 9):
             sheet = np.abs(body - gap - 5 * np.abs(s.coarse) - 2 * s.texture) - 0.4
-            paint(hu, cover(sheet, s.grid.pixel) * (y < 0.5 * deep) * 0.5, AIR + v["blanket"])
+            paint(hu, cover(sheet, pixel) * (y < 0.5 * back) * 0.5, AIR + v["blanket"])
 
 
 def _bone(hu, distance, cortex=700, marrow=190, shell=1.6, alpha=1.0):
@@ -183,44 +193,47 @@ def _bone(hu, distance, cortex=700, marrow=190, shell=1.6, alpha=1.0):
 
 def _ribs(hu, s):
     """Oblique cuts of the ribs: pieces of arc outside the cavity that move along it with height."""
-    angle = np.arctan2(s.x / s.a, -s.y / s.b)
-    side, spacing, round_ = (angle > 0).astype(int), 0.50, 0.5 * (s.a + s.b)
-    u = np.abs(angle) / spacing - s.z / 34 - s.patient.ribs[0, 0]
+    near = (s.cavity > -1) & (s.cavity < 14)
+    x, y, cavity, texture = s.x[near], s.y[near], s.cavity[near], s.texture[near]
+    angle = np.arctan2(x / s.a, -y / s.b)
+    spacing, round_ = 0.47, 0.5 * (s.a + s.b)
+    u = np.abs(angle) / spacing - s.z / 34 - float(s.patient.ribs[0, 0])
     index = np.round(u).astype(int)
-    table = s.patient.ribs[(index + 20 * side) % 40]
-    arc = (u - index + 0.12 * table[..., 1]) * spacing * round_
-    length = 17 * table[..., 2] * (0.75 + 0.5 * np.abs(np.sin(angle)))
-    depth = s.cavity - 5.2 - 0.16 * arc * np.sign(table[..., 1] + 2)
+    table = s.patient.ribs[(index + 20 * (angle > 0)) % 40]
+    arc = (u - index + 0.12 * table[:, 1]) * spacing * round_
+    length = 15 * table[:, 2] * (0.7 + 0.5 * np.abs(np.sin(angle)))
+    depth = cavity - 4.8 - (0.13 + 0.07 * table[:, 1]) * arc
     distance = (np.sqrt((arc / length) ** 4 + (depth / 3.6) ** 2) - 1) * 3.6
-    gristle = np.abs(angle) < 0.62
-    _bone(hu, distance, alpha=1.0 * ~gristle)
-    paint(hu, cover(distance - 0.8) * gristle, 105 + 220 * s.v["calcium"] * (s.texture > 0.9))
+    bone, value = np.abs(angle) > 0.62, hu[near]
+    _bone(value, distance, alpha=bone)
+    paint(value, cover(distance - 0.8) * ~bone, 105 + 220 * s.v["calcium"] * (texture > 0.9))
+    hu[near] = value
 
 
 def _skeleton(hu, s):
-    x, y, z, v = s.x, s.y, s.z, s.v
+    """Ribs, vertebra, breastbone and shoulder blades."""
+    x, y, z, k, cy = s.x, s.y, s.z, s.v["mound"], s.spine_y
     _ribs(hu, s)
-    k, cy = v["mound"], s.spine_y
-    body = ellipse(x, y, 0, cy, 17.5 * k, 13.5 * k)
-    arch = np.abs(ellipse(x, y, 0, cy + 20, 11, 11)) - 2.6
-    swing = 5 * np.sin(z / 4.2)
-    for side in (-1, 1):
-        arch = np.minimum(arch, tube(x, y, 0, (side * 11, cy + 19, 0), (side * 31, cy + 24 + swing, 0), 4.2))
-    arch = np.minimum(arch, tube(x, y, 0, (0, cy + 31, 0), (0, cy + 46 + swing, 0), 3.0))
-    _bone(hu, arch, 750, 260)
-    paint(hu, cover(body), 215 + 45 * s.texture)
-    paint(hu, cover(np.abs(body + 0.7) - 0.8), 520)
-    paint(hu, cover(ellipse(x, y, 0, cy + 20, 8.5, 8)), 25)
-    front = -s.b - 3
-    _bone(hu, superellipse(x, y - front, 20 if z < 100 else 15, 5.5, 3.5), 480, 140, 1.4)
+    box = np.ix_(np.abs(y[:, 128] - cy - 15) < 55, np.abs(x[128]) < 50)
+    part, px, py, texture = hu[box], x[box], y[box], s.texture[box]
+    swing = 5 * float(np.sin(z / 4.2))
+    arch = np.abs(ellipse(px, py, 0, cy + 20, 11, 11)) - 2.4
+    arch = np.minimum(arch, tube(np.abs(px), py, 0, (11, cy + 19, 0), (31, cy + 24 + swing, 0), 4.0))
+    arch = np.minimum(arch, tube(px, py, 0, (0, cy + 31, 0), (0, cy + 42 + swing, 0), 2.6))
+    _bone(part, arch, 750, 260)
+    body = ellipse(px, py, 0, cy, 17 * k, 13 * k)
+    paint(part, cover(body), 175 + 60 * texture)
+    paint(part, cover(np.abs(body + 0.7) - 0.8), 520)
+    paint(part, cover(ellipse(px, py, 0, cy + 20, 8.5, 8)), 25)
+    hu[box] = part
+    box = np.ix_(np.abs(y[:, 128] + s.b) < 20, np.abs(x[128]) < 40)
+    part = hu[box]
+    _bone(part, superellipse(x[box], y[box] + s.b + 3, 20 if z < 100 else 15, 5.5, 3.5), 480, 140, 1.4)
+    hu[box] = part
     if z < 85:
-        slope = 8 * np.sin(z / 20)
-        for side in (-1, 1):
-            start = (side * s.a * 0.62, 0.98 * s.b + slope, 0)
-            blade = tube(x, y, 0, start, (side * s.a * 1.02, 0.42 * s.b - slope, 0), 2.4)
-            _bone(hu, blade, 650, 300, 1.4)
-            if z < 30:
-                _bone(hu, tube(x, y, 0, (side * s.a * 0.9, 0.66 * s.b, 0), (side * s.a * 1.1, 0.8 * s.b, 0), 3.5))
+        slope = 8 * float(np.sin(z / 20))
+        start, end = (s.a * 0.66, 1.04 * s.b + slope, 0), (s.a * 1.07, 0.5 * s.b - slope, 0)
+        _bone(hu, tube(np.abs(x), y, 0, start, end, 2.0), 650, 300, 1.4)
 
 
 def _organs(hu, s):
@@ -265,16 +278,17 @@ def _scan(hu, s):
     centre = 0.45 + 0.75 * np.exp(-(s.x**2 + s.y**2) / 110**2)
     hu = hu + v["noise"] * centre * noise
     radius = np.hypot(s.grid.flat_x + s.grid.centre[0], s.grid.flat_y + s.grid.centre[1])
-    hu[radius > 1.02 * anatomy.SIZE / 2 * s.grid.pixel * max(1, v["zoom"])] = -1024
+    if v["zoom"] < 1:
+        hu[radius > 1.02 * anatomy.SIZE / 2 * s.grid.pixel] = -1024
     return np.clip(hu, -1024, 3071).astype(np.float32)
 
 
 def slice_of(patient, lesions, z, rng):
     """Render the patient at height `z` mm with `lesions` (a function of the Slice), noise drawn from `rng`."""
     s = Slice(patient, z, rng)
-    hu, _ = _body(s)
-    _skeleton(hu, s)
+    hu = _body(s)
     _organs(hu, s)
+    _skeleton(hu, s)
     tissue = s.parenchyma()
     tissue, mask = lesions(s, tissue) if lesions else (tissue, np.zeros_like(s.lungs))
     vessels, wall, lumen = s.vessels()
