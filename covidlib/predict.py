@@ -43,7 +43,7 @@ def load(model_path):
 def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All slices under a file or folder: `(path, patient, slice_index)`, and `(path, error)` for unreadable files.
 
-    Paths are relative to the folder; the patient is the folder a file lies in. NIfTI volumes give a row per slice.
+    Paths are relative to the folder; the patient is the folder a file lies in. Volumes give a row per slice.
     """
     top = Path(input_path)
     if not top.exists():
@@ -54,8 +54,7 @@ def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for file in files:
         name = file.relative_to(root)
         try:
-            count = ct.read_volume(file).shape[0] if ct.sniff(file) == "nifti" else 1
-            slices += [(name.as_posix(), name.parent.as_posix(), index) for index in range(count)]
+            slices += [(name.as_posix(), name.parent.as_posix(), index) for index in range(ct.count_slices(file))]
         except ct.ReadError as error:
             errors.append((name.as_posix(), str(error)))
     return (pd.DataFrame(slices, columns=["path", "patient", "slice_index"]),

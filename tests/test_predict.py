@@ -1,0 +1,84 @@
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from covidlib import models, predict
+
+CLASSES = ("covid", "viral", "normal")
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    model = models.build_classifier("mobilenet_v2", CLASSES, 32, precision="float32")
+    model.save(folder / "model.keras")
+    (folder / "run.json").write_text(json.dumps({"classes": CLASSES}))
+    return folder / "model.keras"
+
+
+@pytest.fixture
+def scans(tmp_path):
+    rng = np.random.default_rng(0)
+    for patient, count in (("one", 3), ("two & <b>", 1)):
+        (tmp_path / "scans" / patient).mkdir(parents=True)
+        for index in range(count):
+            image = Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8))
+            image.save(tmp_path / "scans" / patient / f"{index}.png")
+    (tmp_path / "scans" / "one" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    (tmp_path / "scans" / "notes.txt").write_text("no picture")
+    return tmp_path / "scans"
+
+
+def test_every_readable_slice_is_answered_and_the_rest_listed(model_path, scans, tmp_path):
+    table = predict.predict(model_path, scans, tmp_path / "out", batch_size=2)
+    assert list(table["path"]) == ["one/0.png", "one/1.png", "one/2.png", "two & <b>/0.png"]
+    probabilities = table[[f"p_{name}" for name in CLASSES]].to_numpy()
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-4)
+    assert [CLASSES[i] for i in probabilities.argmax(axis=1)] == list(table["predicted"])
+    errors = pd.read_csv(tmp_path / "out" / "errors.csv")
+    assert set(errors["path"]) == {"one/broken.png", "notes.txt"} and errors["error"].str.len().min() > 10
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 4
+
+
+def test_patients_are_means_over_their_slices(model_path, scans, tmp_path):
+    table = predict.predict(model_path, scans, tmp_path / "out")
+    patients = pd.read_csv(tmp_path / "out" / "patients.csv").set_index("patient")
+    assert patients.loc["one", "slices"] == 3
+    assert patients.loc["one", "p_covid"] == pytest.approx(table[table["patient"] == "one"]["p_covid"].mean(), abs=1e-6)
+
+
+def test_the_sheet_escapes_names_and_links_nowhere(model_path, scans, tmp_path):
+    predict.predict(model_path, scans, tmp_path / "out")
+    sheet = (tmp_path / "out" / "sheet.html").read_text()
+    assert predict.NOTICE in sheet and "two &amp; &lt;b&gt;" in sheet and "<b>" not in sheet
+    assert "http" not in sheet and sheet.count("data:image/png;base64,") == 2
+
+
+def test_the_answer_is_the_models_own(model_path, scans, tmp_path):
+    single = predict.predict(model_path, scans / "one" / "0.png", tmp_path / "out")
+    model = keras.models.load_model(model_path)
+    image = predict.ct.fit_square(predict.ct.read_slice(scans / "one" / "0.png"), 32)
+    expected = model.predict(image[None, ..., None].astype("float32"), verbose=0)[0]
+    assert np.allclose(single[[f"p_{name}" for name in CLASSES]].to_numpy()[0], expected, atol=1e-5)
+
+
+def test_missing_model_input_and_class_names(model_path, scans, tmp_path):
+    with pytest.raises(FileNotFoundError, match="notebook 03_training"):
+        predict.predict(tmp_path / "model.keras", scans, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="input_path="):
+        predict.predict(model_path, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "model.keras").write_bytes(model_path.read_bytes())
+    with pytest.raises(FileNotFoundError, match="run.json"):
+        predict.predict(tmp_path / "model.keras", scans, tmp_path / "out")
+
+
+def test_nothing_readable_writes_nothing(model_path, tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match="no readable slice among 1 files"):
+        predict.predict(model_path, tmp_path / "scans", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
