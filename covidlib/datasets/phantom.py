@@ -1,7 +1,7 @@
 """Procedural chest CT: patients, DICOM files and lesion masks, the dataset that needs no download.
 
-Nothing here is a person's scan. Noise, kernel, field of view, table and all healthy variation are drawn without
-looking at the class, so only the lesions tell the classes apart.
+Nothing here is a person's scan. Noise, kernel, field of view, table and all healthy variation are drawn
+without looking at the class, so only the lesions tell the classes apart.
 """
 
 import json
@@ -20,7 +20,7 @@ from .phantom_lesions import CLASSES
 from .phantom_render import Phantom, slice_of
 
 __all__ = ["CLASSES", "Phantom", "generate", "render"]
-VERSION = 3
+VERSION = 4
 SPAN = (0.0, 185.0)
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index", "level", "lesion_fraction"]
 
@@ -28,9 +28,9 @@ COLUMNS = ["path", "label", "patient", "source", "split", "slice_index", "level"
 def render(label, rng, patient=None, height=None, lesions=None):
     """One axial slice.
 
-    label: "covid", "viral" or "normal"; rng: `numpy.random.Generator`; patient, lesions: drawn from `rng` unless
-    given; height: mm below the aortic arch, 0 to 185. Returns a `Phantom`. A diseased slice always shows some
-    lesion: where the patient's lesions miss it, others are drawn. Raises ValueError for an unknown label.
+    label: "covid", "viral" or "normal"; rng: `numpy.random.Generator`; patient, lesions: drawn from `rng`
+    unless given; height: mm below the aortic arch, 0 to 185. Returns a `Phantom`. A diseased slice always
+    shows some lesion: where the patient's miss it, others are drawn. ValueError for an unknown label.
     """
     if label not in CLASSES:
         raise ValueError(f"label must be one of {', '.join(CLASSES)}. Received: label={label!r}")
@@ -53,14 +53,18 @@ def render(label, rng, patient=None, height=None, lesions=None):
 def generate(data_root, slices_per_class, seed=0, workers=2):
     """Write phantoms under `data_root` and return their manifest.
 
-    slices_per_class: counts for covid, viral, normal. Files: `<label>/<patient>/<slice>.dcm` (int16, 256 x 256)
-    and `masks/<label>/<patient>/<slice>.png` (0 background, 1 lung, 2 lesion), the same bytes for the same
-    arguments. A finished folder made with the same arguments is read back, anything else written here before is
-    replaced. Raises ValueError for counts below 1.
+    slices_per_class: counts for covid, viral, normal; workers: processes. Writes int16 slices of 256 x 256
+    `<label>/<patient>/<slice>.dcm` and `masks/...png` beside them (0 background, 1 lung, 2 lesion), the same
+    bytes for the same counts and seed. A patient does not change with the counts, only how many of its slices
+    are written. A finished folder made with the same counts and seed is read back; phantoms of other ones are
+    replaced. `phantom.json`, written last, marks the folder as finished. ValueError for counts below 1.
     """
     counts = tuple(slices_per_class)
-    if len(counts) != len(CLASSES) or any(int(n) != n or n < 1 for n in counts):
-        raise ValueError(f"slices_per_class must be three counts of at least 1. Received: slices_per_class={counts}")
+    if len(counts) != len(CLASSES) or any(isinstance(n, bool) or int(n) != n or n < 1 for n in counts):
+        raise ValueError(
+            f"slices_per_class must be {len(CLASSES)} whole numbers of at least 1 ({', '.join(CLASSES)}). "
+            f"Received: slices_per_class={counts}"
+        )
     root, marker = Path(data_root), Path(data_root) / "phantom.json"
     wanted = {"version": VERSION, "seed": int(seed), "slices_per_class": [int(n) for n in counts]}
     if marker.is_file() and json.loads(marker.read_text()) == wanted and (root / "manifest.csv").is_file():

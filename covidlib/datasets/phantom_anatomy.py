@@ -81,14 +81,14 @@ def draw_patient(rng, heights=(0.0, HEIGHT)):
         table=int(rng.integers(4)), table_gap=u(0, 5), blanket=float(u() < 0.5) * u(40, 200),
     )
     values = {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
-    waves = [normal(0, 1, 8) / 62, normal(0, 1, 8) / 62, normal(0, 1, 8) / 80, u(0, 2 * np.pi, 8), normal(0, 2, 8)]
+    waves = normal(0, 1, (8, 5)) * (1 / 62, 1 / 62, 1 / 80, 0, 2) + u(0, 2 * np.pi, (8, 1)) * (0, 0, 0, 1, 0)
     ribs = np.stack([u(0, 1, 40), u(-1, 1, 40), u(0.8, 1.25, 40)], axis=1)
     reach = (min(heights) - 12, max(heights) + 12)
     trees = [_tree(rng, side, values, hilum, reach) for side in (-1, 1) for hilum in (84, 114)]
-    vessels = [spheres for spheres, _ in trees] + [_scar(rng, values, heights) for _ in range(values["scars"])]
-    bronchi = [spheres for _, spheres in trees[::2]]
-    return Patient(values, np.stack(waves, axis=1).astype(np.float32), np.concatenate(vessels),
-                   np.concatenate(bronchi), ribs.astype(np.float32))
+    scars = [_scar(rng, values, heights) for _ in range(values["scars"])]
+    vessels = np.concatenate([spheres for spheres, _ in trees] + scars)
+    bronchi = np.concatenate([spheres for _, spheres in trees[::2]])
+    return Patient(values, waves.astype(np.float32), vessels, bronchi, ribs.astype(np.float32))
 
 
 def cavity_axes(values, z):

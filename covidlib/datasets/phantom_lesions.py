@@ -1,9 +1,9 @@
 """Lesions of the phantom's three classes.
 
 `covid`: ground-glass patches, mostly at the pleura, at the back and on both sides, some with thickened septa
-(crazy paving), some consolidated. `viral`: one-sided or central consolidation, tree-in-bud nodules, or diffuse
-ground glass around the hila. `normal`: none; scars, dependent density and motion are part of every patient.
-Patterns overlap on purpose (`OVERLAP`), as they do in the clinic, and covid starts at one faint patch.
+(crazy paving), some consolidated. `viral`: one-sided or central consolidation, tree-in-bud nodules, or
+diffuse ground glass around the hila. `normal`: none; scars, dependent density and motion blur belong to the
+patients of every class. Patterns overlap on purpose (`OVERLAP`) and covid starts at one or two faint patches.
 """
 
 import numpy as np
@@ -64,8 +64,8 @@ def _viral(rng, patient, heights):
     if kind == "consolidation":
         for _ in range(int(rng.integers(1, 3))):
             lesion = _place(rng, patient, side, rng.uniform(0.9, 2.6), rng.uniform(0.45, 0.85), middle)
-            lesion.update(kind="patch", long=rng.uniform(10, 34), short=rng.uniform(8, 22), tall=rng.uniform(18, 40),
-                          density=rng.uniform(0.5, 1.0), soft=rng.uniform(0.3, 0.7), septa=0.0)
+            lesion.update(kind="patch", long=rng.uniform(10, 34), short=rng.uniform(8, 22), septa=0.0,
+                          tall=rng.uniform(18, 40), density=rng.uniform(0.5, 1.0), soft=rng.uniform(0.3, 0.7))
             lesions.append(lesion)
     elif kind == "bud":
         for _ in range(int(rng.integers(2, 6))):
@@ -76,8 +76,8 @@ def _viral(rng, patient, heights):
     else:
         for one in (-1, 1):
             lesion = _place(rng, patient, one, rng.uniform(1.3, 1.9), rng.uniform(0.38, 0.52), middle)
-            lesion.update(kind="patch", long=rng.uniform(25, 45), short=rng.uniform(18, 34), tall=rng.uniform(25, 50),
-                          density=rng.uniform(0.14, 0.4), soft=1.2, septa=0.0)
+            lesion.update(kind="patch", long=rng.uniform(25, 45), short=rng.uniform(18, 34), septa=0.0,
+                          tall=rng.uniform(25, 50), density=rng.uniform(0.14, 0.4), soft=1.2)
             lesions.append(lesion)
     if rng.uniform() < 1.5 * OVERLAP:
         lesions.append(_patch(rng, patient, side, middle))

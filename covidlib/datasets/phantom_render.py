@@ -1,4 +1,4 @@
-"""One slice of a phantom patient: chest wall, mediastinum, lungs, lesions and the scanner's blur and noise."""
+"""One slice of a phantom patient: chest wall, mediastinum, lungs, and the scanner's blur and noise."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,6 @@ from .phantom_anatomy import (
     superellipse,
     tube,
 )
-
 
 # curvature per mm, thickness and half width in mm, HU of the filling and of the shell
 TABLES = ((0.0006, 22, 235, -930, 60), (0.0011, 28, 260, -960, -120), (0.0019, 16, 215, -900, 150),
@@ -164,7 +163,8 @@ def _muscles(s):
     muscle = s.cavity - 6.5
     parts = [(0.2, 1.0, 27, 16, -12), (0.5, 0.93, 30, 7, -30), (1.02, 0.1, 7 + 8 * up, 50, 6)]
     if up:
-        parts += [(0.4, -1.05, 50, 4 + 9 * up, -10), (0.82, 0.66, 42, 7 + 13 * up, -44), (0.6, 1.0, 40, 8 * up + 3, -20)]
+        parts += [(0.4, -1.05, 50, 4 + 9 * up, -10), (0.82, 0.66, 42, 7 + 13 * up, -44),
+                  (0.6, 1.0, 40, 8 * up + 3, -20)]
     x = np.abs(s.x)
     for cx, cy, rx, ry, angle in parts:
         muscle = np.minimum(muscle, ellipse(x, s.y, cx * s.a, cy * s.b, rx, ry * size, angle))
@@ -284,13 +284,14 @@ def _scan(hu, s):
 
 
 def slice_of(patient, lesions, z, rng):
-    """Render the patient at height `z` mm with `lesions` (a function of the Slice), noise drawn from `rng`."""
+    """Render the patient at height `z` mm. `lesions(slice, tissue)` gives the lung tissue back in HU with the
+    lesions in it, and their mask. Noise is drawn from `rng`."""
     s = Slice(patient, z, rng)
     hu = _body(s)
     _organs(hu, s)
     _skeleton(hu, s)
     tissue = s.parenchyma()
-    tissue, mask = lesions(s, tissue) if lesions else (tissue, np.zeros_like(s.lungs))
+    tissue, mask = lesions(s, tissue)
     vessels, wall, lumen = s.vessels()
     paint(tissue, vessels, BLOOD)
     paint(tissue, wall, -60)
