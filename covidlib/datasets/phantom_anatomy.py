@@ -98,7 +98,7 @@ def cavity_axes(values, z):
     return values["width"] * values["scale"] * grow, values["depth"] * values["scale"] * (0.1 + 0.9 * grow)
 
 
-def _spheres(starts, ends, radii, rng, reach=None, wiggle=0.07):
+def _spheres(starts, ends, radii, rng, reach=None, wiggle=0.05):
     """Spheres about a pixel apart along segments, a little bent; `reach` limits z."""
     bend = rng.normal(0, wiggle, (len(starts), 3)) * np.linalg.norm(ends - starts, axis=1)[:, None]
     if reach:
@@ -123,24 +123,24 @@ def _tree(rng, side, values, hilum, reach, generations=11):
     angle, out = rng.uniform(-np.pi / 2, np.pi / 2, leaves), np.sqrt(rng.uniform(0.02, 0.98, leaves))
     x = side * (0.14 * a + 0.85 * a * out * np.cos(angle))
     groups = np.column_stack([x, 0.97 * b * out * np.sin(angle), z])[None]
-    nodes = np.array([[side * 40.0, 5.0 + rng.normal(0, 5), hilum + rng.normal(0, 6)]])
+    root = nodes = np.array([[side * 38.0, 5.0 + rng.normal(0, 5), hilum + rng.normal(0, 6)]])
     radius, vessels, bronchi = 5.4 * rng.uniform(0.9, 1.1), [], []
     for generation in range(generations):
-        ahead = groups.mean(axis=1) - nodes
+        ahead = groups.mean(axis=1) - root
         ahead /= np.linalg.norm(ahead, axis=1, keepdims=True)
         across = rng.normal(0, 1, (len(groups), 3)) * groups.std(axis=1) ** 1.5
-        across -= 0.8 * (across * ahead).sum(axis=1, keepdims=True) * ahead
+        across -= 0.85 * (across * ahead).sum(axis=1, keepdims=True) * ahead
         order = np.argsort(np.einsum("gnk,gk->gn", groups, across), axis=1)
         groups = np.take_along_axis(groups, order[..., None], axis=1).reshape(len(groups) * 2, -1, 3)
         parents = np.repeat(nodes, 2, axis=0)
         share = rng.uniform(0.26, 0.4, (len(parents), 1)) + 0.045 * generation
         nodes = parents + share * (groups.mean(axis=1) - parents)
-        radii = radius * 0.755**generation * np.exp(rng.normal(0, 0.18, len(parents)))
+        radii = radius * 0.75**generation * np.exp(rng.normal(0, 0.18, len(parents)))
         vessels.append(_spheres(parents, nodes, radii, rng, reach))
-        if 1 <= generation < 6:
+        if 1 <= generation < 5:
             gap = rng.normal(0, 1, 3)
             gap = gap * (1.6 * radii[:, None] + 1.0) / np.linalg.norm(gap)
-            bronchi.append(_spheres(parents + gap, nodes + gap, 0.62 * radii, rng, reach))
+            bronchi.append(_spheres(parents + gap, nodes + gap, 0.57 * radii, rng, reach))
     return np.concatenate(vessels), np.concatenate(bronchi)
 
 
@@ -211,7 +211,7 @@ def stamp(grid, spheres, z, slab):
     spheres, away = spheres[met], away[met]
     columns, rows = grid.to_pixels(spheres[:, 0], spheres[:, 1])
     radii = np.sqrt(spheres[:, 3] ** 2 - away**2) / grid.pixel
-    peak = np.minimum(1, 2 * radii * np.minimum(1, 0.25 + 1.8 * spheres[:, 3] / slab))
+    peak = np.minimum(1, 2 * radii * np.minimum(1, 0.32 + 2 * spheres[:, 3] / slab))
     radii = np.maximum(radii, 0.5)
     for low, high in ((0, 1.5), (1.5, 4), (4, 20)):
         chosen = (radii >= low) & (radii < high)
@@ -234,7 +234,7 @@ class Grid:
 
     def __init__(self, patient, z):
         v = patient.values
-        self.pixel = 2 * (1.0 * v["width"] * v["scale"] + 0.55 * v["fat"] + 26) / v["zoom"] / SIZE
+        self.pixel = 2 * (1.03 * v["width"] * v["scale"] + 0.55 * v["fat"] + 26) / v["zoom"] / SIZE
         self.centre = (v["shift_x"], v["shift_y"] - 10.0)
         self.turn = float(np.radians(v["rotation"]))
         steps = (np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2) * np.float32(self.pixel)

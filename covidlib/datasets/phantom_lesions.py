@@ -36,8 +36,8 @@ def _patch(rng, patient, side, z, posterior=2.3, reach=(0.86, 0.99), size=1.0, d
     angle = np.clip(rng.normal(posterior, 0.5), 0.5, 2.85)
     lesion = _place(rng, patient, side, angle, rng.uniform(*reach), z)
     lesion.update(kind="patch", long=size * rng.uniform(9, 30), short=size * rng.uniform(6, 15),
-                  tall=rng.uniform(10, 30), density=rng.uniform(*density), soft=rng.uniform(0.4, 1.0),
-                  septa=float(rng.uniform() < 0.3) * rng.uniform(0.2, 0.5))
+                  tall=rng.uniform(10, 30), density=rng.uniform(*density), soft=rng.uniform(0.5, 1.3),
+                  septa=float(rng.uniform() < 0.3) * rng.uniform(0.12, 0.3))
     if rng.uniform() < 0.2:
         lesion.update(density=rng.uniform(0.7, 1.0), soft=0.5, long=0.6 * lesion["long"], septa=0.0)
     return lesion
@@ -107,8 +107,9 @@ def apply(lesions, s, tissue):
             if alpha is None:
                 continue
             mask |= alpha > 0.4
-            alpha *= lesion["density"] * np.clip(0.88 + 0.16 * s.texture, 0.4, 1)
+            alpha *= lesion["density"] * np.clip(0.85 + 0.2 * s.texture, 0.3, 1.1)
             if lesion["septa"]:
+                alpha *= 1.15
                 alpha += _septa(s, alpha > 0.04) * lesion["septa"] * (alpha > 0.04)
         tissue = tissue + np.minimum(alpha, 1) * (35 - tissue)
     return tissue, mask & s.lungs

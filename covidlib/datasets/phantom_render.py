@@ -46,7 +46,7 @@ class Slice:
         taper = 1 + 0.15 * np.clip(self.y / self.b, -1, 1)
         self.cavity = superellipse(self.x / taper, self.y, self.a, self.b, 2.45)
         self.spine_y = 0.62 * self.b
-        self.texture = smooth_noise(rng, 2.2)
+        self.texture = smooth_noise(rng, 1.8)
         self.coarse = smooth_noise(rng, 10.0)
         self._mediastinum()
         self._lungs()
@@ -103,6 +103,7 @@ class Slice:
         """Lung tissue in HU with its unresolved texture, gravity and dependent density."""
         v = self.v
         hu = v["lung"] + 13 * self.coarse + v["grain"] * 17 * self.texture + v["gravity"] * self.y / self.b
+        hu = hu + 70 * np.clip(self.texture - 1.4, 0, 1)
         depth = np.maximum(0, -self.edge)
         low = np.clip((self.y / self.b - 0.35) * 2.5, 0, 1)
         hu = hu + 330 * v["dependent"] * low * np.exp(-depth / 7) * np.clip(0.8 + 0.4 * self.coarse, 0, 2)
@@ -137,7 +138,7 @@ class Slice:
 def _body(s):
     """Everything outside the lungs: skin, fat and muscles, between the patient's surroundings."""
     v, x, y, z, pixel = s.v, s.x, s.y, s.z, s.grid.pixel
-    wide = v["width"] * v["scale"] * (0.97 + 0.03 * float(np.cos(z / 60))) + 15 + 0.6 * v["fat"]
+    wide = v["width"] * v["scale"] * (1.02 + 0.03 * float(np.cos(z / 60))) + 16 + 0.6 * v["fat"]
     deep, back = s.b + 21 + 0.55 * v["fat"], 7.0
     body = superellipse(x, y - back, wide, deep, v["back"])
     body = np.maximum(body, y - back - deep * 0.93)

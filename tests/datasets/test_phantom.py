@@ -22,7 +22,8 @@ def smoke(tmp_path_factory):
 
 def digests(root):
     files = [file for file in root.rglob("*") if file.is_file()]
-    return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    names = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in names.items()}
 
 
 def mask_of(root, path):
