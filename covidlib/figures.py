@@ -168,25 +168,39 @@ def roc(curves, n):
 
 
 def comparison(table):
-    """Accuracy of each variant with its interval, the paper's figures as diamonds (§3.3, Table 2).
+    """Accuracy of each variant and its difference to ResNet50, the paper's as diamonds (§3.3, Table 2).
 
-    table: DataFrame variant, accuracy_mean, accuracy_low, accuracy_high (fractions), seeds.
+    table: as `covidlib.comparison.table` gives it. Bars: standard deviation over seeds on the left,
+    paired 95 % interval over patients on the right.
     """
-    table = table.sort_values("accuracy_mean").reset_index(drop=True)
-    figure, (axis,) = _new(9, 1.4 + 0.5 * len(table))
-    mean, low, high = (table[f"accuracy_{part}"] for part in ("mean", "low", "high"))
-    axis.errorbar(mean, table.index, xerr=[mean - low, high - mean], fmt="o", capsize=4, label="here, 95 %")
-    known = [(PAPER["accuracy"][v], i) for i, v in enumerate(table["variant"]) if v in PAPER["accuracy"]]
-    if known:
-        axis.plot(*zip(*known, strict=True), "D", color="C1", label="paper (its own images)")
+    table = table.iloc[::-1].reset_index(drop=True)
+    figure, (left, right) = _new(11, 1.6 + 0.45 * len(table), 1, 2)
+    left.errorbar(table["accuracy_mean"], table.index, xerr=table["accuracy_sd"].fillna(0), fmt="o",
+                  capsize=4, label="here (bar: sd over seeds)")
+    others = table[table["difference_low"].notna() & (table["variant"] != "resnet50")]
+    mean, low, high = (others[name] for name in ("difference", "difference_low", "difference_high"))
+    right.errorbar(mean, others.index, xerr=[mean - low, high - mean], fmt="o", capsize=4,
+                   label="here (bar: 95 % interval)")
+    known = {i: PAPER["accuracy"][v] for i, v in table["variant"].items() if v in PAPER["accuracy"]}
+    left.plot(list(known.values()), list(known), "D", color="C1", label="paper (its own images)")
+    gains = {i: value - PAPER["accuracy"]["resnet50"] for i, value in known.items()
+             if table["variant"][i] != "resnet50"}
+    right.plot(list(gains.values()), list(gains), "D", color="C1", label="paper")
+    right.axvline(0, color="grey", linestyle=":")
     names = [f"{row.variant} ({row.seeds} seed{'s'[:row.seeds > 1]})" for row in table.itertuples()]
-    axis.set(yticks=table.index, yticklabels=names, ylim=(-0.6, len(table) - 0.4),
-             xlabel="accuracy on the test part (fraction correct)")
-    overlap = table["accuracy_low"].max() <= table["accuracy_high"].min()
-    axis.set_title("The intervals of all variants overlap" if overlap and len(table) > 1
-                   else f"{table['variant'].iloc[-1]} scores highest")
-    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    for axis, labels in ((left, names), (right, [])):
+        axis.set(yticks=table.index, yticklabels=labels or [""] * len(table), ylim=(-0.6, len(table) - 0.4))
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+    left.set(xlabel="accuracy on the test part (fraction correct)", title=f"{_highest(table)} scores highest")
+    right.locator_params(axis="x", nbins=6)
+    clear = others[(low > 0) | (high < 0)]["variant"]
+    right.set(xlabel="accuracy - accuracy of resnet50",
+              title=f"Clearly different from resnet50: {', '.join(clear) or 'none'}")
     return figure
+
+
+def _highest(table) -> str:
+    return table.loc[table["accuracy_mean"].idxmax(), "variant"]
 
 
 def speed(table):
@@ -232,14 +246,15 @@ def table1(machine) -> pd.DataFrame:
 def table2(comparison, speed=None, harness="predict loop", batch=1) -> pd.DataFrame:
     """Table 2 (§3.3): accuracy and images per second of each variant, the paper's beside ours.
 
-    comparison: as for `comparison`; speed: as `covidlib.speed.measure` gives it, or None.
+    comparison: as `covidlib.comparison.table` gives it; speed: as `covidlib.speed.measure` does, or None.
     """
     rows = []
     for row in comparison.to_dict("records"):
         variant = row["variant"]
         line = {"variant": variant, "accuracy, paper": PAPER["accuracy"].get(variant),
-                "accuracy, here": row["accuracy_mean"],
-                "low": row["accuracy_low"], "high": row["accuracy_high"]}
+                "accuracy, here": row["accuracy_mean"], "sd over seeds": row["accuracy_sd"],
+                "difference to resnet50": row["difference"], "low": row["difference_low"],
+                "high": row["difference_high"]}
         for device in ("cpu", "gpu"):
             line[f"FPS {device.upper()}, paper"] = PAPER["fps"].get((variant, device))
             line[f"FPS {device.upper()}, here"] = fps(speed, variant, device, harness, batch)

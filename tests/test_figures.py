@@ -25,7 +25,8 @@ def history():
 @pytest.fixture(scope="module")
 def compared():
     return pd.DataFrame({"variant": ["resnet50", "improved"], "seeds": [1, 5], "accuracy_mean": [0.8, 0.9],
-                         "accuracy_low": [0.7, 0.85], "accuracy_high": [0.84, 0.95]})
+                         "accuracy_sd": [np.nan, 0.02], "difference": [0.0, 0.1],
+                         "difference_low": [0.0, 0.04], "difference_high": [0.0, 0.15]})
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +106,15 @@ def test_roc_names_the_best_class():
 
 
 def test_comparison_title_follows_the_intervals(compared):
-    assert texts(figures.comparison(compared))[0] == "improved scores highest"
-    wide = compared.assign(accuracy_low=0.7)
-    assert texts(figures.comparison(wide))[0] == "The intervals of all variants overlap"
+    assert texts(figures.comparison(compared)) == [
+        "improved scores highest", "Clearly different from resnet50: improved"]
+    wide = compared.assign(difference_low=-0.1)
+    assert texts(figures.comparison(wide))[1] == "Clearly different from resnet50: none"
+
+
+def test_comparison_without_the_baseline(compared):
+    alone = compared[1:].assign(difference=np.nan, difference_low=np.nan, difference_high=np.nan)
+    assert texts(figures.comparison(alone))[1] == "Clearly different from resnet50: none"
 
 
 def test_speed_has_a_panel_per_batch(timed):
