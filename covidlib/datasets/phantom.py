@@ -5,8 +5,9 @@ without looking at the class, so only the lesions tell the classes apart.
 """
 
 import json
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from tqdm.auto import tqdm
 
 from . import phantom_anatomy, phantom_lesions
 from .phantom_lesions import CLASSES
@@ -72,9 +74,9 @@ def generate(data_root, slices_per_class, seed=0, workers=2):
     marker.unlink(missing_ok=True)
     _remove(root)
     root.mkdir(parents=True, exist_ok=True)
-    jobs = [(root, seed, label, k, n) for label, total in zip(CLASSES, counts, strict=True)
-            for k, n in enumerate(patient_sizes(total))]
-    rows = [row for group in _map(_write_patient, jobs, workers) for row in group]
+    jobs = [(label, index, count) for label, total in zip(CLASSES, wanted["slices_per_class"], strict=True)
+            for index, count in enumerate(patient_sizes(total))]
+    rows = _write_patients(root, wanted["seed"], jobs, workers)
     pd.DataFrame(rows, columns=COLUMNS).to_csv(root / "manifest.csv", index=False)
     marker.write_text(json.dumps(wanted))
     return _read(root)
@@ -95,11 +97,32 @@ def _read(root):
     return pd.read_csv(root / "manifest.csv", dtype={"patient": str, "split": str}, keep_default_na=False)
 
 
-def _map(function, jobs, workers):
+def _write_patients(root, seed, jobs, workers):
+    """Manifest rows in the order of `jobs`, shared out to processes that need no guarded main module."""
+    bar = tqdm(jobs, desc="phantom patients", disable=len(jobs) < 60)
     if workers < 2 or len(jobs) < 16:
-        return [function(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, jobs, chunksize=4))
+        return [row for job in bar for row in _write_patient(root, seed, *job)]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    processes, rows = [], []
+    try:
+        for k in range(workers):
+            process = subprocess.Popen([sys.executable, "-m", "covidlib.datasets.phantom"], env=environment,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            processes.append(process)
+            process.stdin.write(json.dumps([str(root), seed, jobs[k::workers]]))
+            process.stdin.close()
+        for k, _ in enumerate(bar):
+            line = processes[k % workers].stdout.readline()
+            if not line:
+                raise RuntimeError(f"drawing {jobs[k][0]} patient {jobs[k][1]} failed; see the error above")
+            rows += json.loads(line)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+            process.stdout.close()
+    return rows
 
 
 def patient_sizes(total):
@@ -108,8 +131,7 @@ def patient_sizes(total):
     return [min(each, total - start) for start in range(0, total, each)]
 
 
-def _write_patient(job):
-    root, seed, label, index, count = job
+def _write_patient(root, seed, label, index, count):
     number = CLASSES.index(label)
     rng = np.random.default_rng([seed, number, index])
     first, gap = rng.uniform(SPAN[0], SPAN[1] - 40), rng.uniform(5, 8)
@@ -158,3 +180,9 @@ def _write_slice(root, path, phantom, name, k, height, seed):
     ds.WindowCenter, ds.WindowWidth = -600, 1500
     ds.PixelData = (np.rint(phantom.hu) + 1024).astype("<i2").tobytes()
     ds.save_as(root / path, enforce_file_format=True)
+
+
+if __name__ == "__main__":
+    folder, number, patients = json.load(sys.stdin)
+    for patient_job in patients:
+        print(json.dumps(_write_patient(Path(folder), number, *patient_job)), flush=True)
