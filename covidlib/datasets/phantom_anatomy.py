@@ -17,8 +17,8 @@ AIR, LUNG, FAT, MUSCLE, BLOOD = -1000.0, -862.0, -105.0, 52.0, 42.0
 # name: (z from, z to, (x0, y0, z0), (x1, y1, z1), radius): tubes of the mediastinum
 TUBES = {
     "ascending aorta": ((-13, -30, 25), (-8, -24, 125), 16.0),
-    "aortic arch": ((-10, -24, 22), (20, 20, 30), 13.5),
-    "descending aorta": ((23, 26, 28), (12, 27, 230), 12.0),
+    "aortic arch": ((-10, -24, 22), (20, 12, 30), 13.5),
+    "descending aorta": ((23, 18, 28), (14, 20, 230), 12.0),
     "superior vena cava": ((-25, -22, -30), (-29, -18, 120), 9.0),
     "brachiocephalic artery": ((-13, -20, -40), (-8, -20, 20), 7.0),
     "left carotid artery": ((8, -14, -40), (4, -12, 20), 5.0),
@@ -33,7 +33,7 @@ TUBES = {
     "left upper vein": ((12, 0, 110), (42, -14, 88), 6.0),
     "right lower vein": ((-8, 8, 124), (-50, 16, 138), 6.0),
     "left lower vein": ((10, 10, 122), (48, 18, 134), 6.0),
-    "oesophagus": ((3, 22, -40), (8, 20, 220), 7.0),
+    "oesophagus": ((3, 14, -40), (6, 12, 220), 7.0),
     "inferior vena cava": ((-24, 4, 172), (-26, 6, 230), 12.0),
 }
 AIRWAYS = {
@@ -68,7 +68,7 @@ def draw_patient(rng, heights=(0.0, HEIGHT)):
     u, normal = rng.uniform, rng.normal
     values = dict(
         # body: sizes in mm
-        scale=u(0.88, 1.08), width=u(126, 146), depth=u(78, 99), fat=u(4, 30) * u(0.4, 1.0), back=u(2.2, 2.7),
+        scale=u(0.88, 1.08), width=u(126, 146), depth=u(83, 103), fat=u(4, 30) * u(0.4, 1.0), back=u(2.2, 2.7),
         breast=float(u() < 0.4) * u(0, 16), heart=u(0.85, 1.16), contrast=float(u() < 0.35) * u(60, 160),
         dome=u(156, 190), mound=u(0.9, 1.12), muscle=u(0.6, 1.25), calcium=u(), scars=int(u() < 0.3) * 2,
         # lung: HU, and what imitates disease

@@ -43,9 +43,9 @@ class Slice:
         self.grid = anatomy.Grid(patient, z)
         self.x, self.y = self.grid.x, self.grid.y
         self.a, self.b = (float(n) for n in anatomy.cavity_axes(self.v, z))
-        taper = 1 + 0.15 * np.clip(self.y / self.b, -1, 1)
-        self.cavity = superellipse(self.x / taper, self.y, self.a, self.b, 2.45)
-        self.spine_y = 0.62 * self.b
+        taper = 1 + 0.11 * np.clip(self.y / self.b, -1, 1)
+        self.cavity = superellipse(self.x / taper, self.y, self.a, self.b, 2.25)
+        self.spine_y = 0.4 * self.b + 2
         self.texture = smooth_noise(rng, 1.8)
         self.coarse = smooth_noise(rng, 10.0)
         self._mediastinum()
@@ -84,7 +84,7 @@ class Slice:
     def _lungs(self):
         v, x, y = self.v, self.x, self.y
         mound = ellipse(x, y, 0, self.spine_y + 3, 21 * v["mound"], 19)
-        mound = np.minimum(mound, ellipse(x, y, 0, self.b * 1.1, 36 * v["mound"], 0.36 * self.b))
+        mound = np.minimum(mound, ellipse(x, y, 0, self.b * 1.15, 50 * v["mound"], 0.62 * self.b))
         outside = np.maximum(self.cavity + 1.5, -np.minimum(self.mediastinum, mound))
         self.edge = ndimage.gaussian_filter(outside, 1.1)
         self.domes = [self._dome(-0.5, -2, v["dome"]), self._dome(0.52, 4, v["dome"] + 16)]
@@ -139,7 +139,7 @@ def _body(s):
     """Everything outside the lungs: skin, fat and muscles, between the patient's surroundings."""
     v, x, y, z, pixel = s.v, s.x, s.y, s.z, s.grid.pixel
     wide = v["width"] * v["scale"] * (1.02 + 0.03 * float(np.cos(z / 60))) + 16 + 0.6 * v["fat"]
-    deep, back = s.b + 21 + 0.55 * v["fat"], 7.0
+    deep, back = s.b + 17 + 0.55 * v["fat"], 5.0
     body = superellipse(x, y - back, wide, deep, v["back"])
     body = np.maximum(body, y - back - deep * 0.93)
     if v["breast"]:
@@ -205,9 +205,9 @@ def _ribs(hu, s):
     length = 15 * table[:, 2] * (0.7 + 0.5 * np.abs(np.sin(angle)))
     depth = cavity - 4.8 - (0.13 + 0.07 * table[:, 1]) * arc
     distance = (np.sqrt((arc / length) ** 4 + (depth / 3.6) ** 2) - 1) * 3.6
-    bone, value = np.abs(angle) > 0.62, hu[near]
-    _bone(value, distance, alpha=bone)
-    paint(value, cover(distance - 0.8) * ~bone, 105 + 220 * s.v["calcium"] * (texture > 0.9))
+    front, value = np.abs(angle) < 0.62, hu[near]
+    _bone(value, distance, alpha=~front & (np.abs(angle) < 2.7))
+    paint(value, cover(distance - 0.8) * front, 105 + 220 * s.v["calcium"] * (texture > 0.9))
     hu[near] = value
 
 
@@ -215,12 +215,12 @@ def _skeleton(hu, s):
     """Ribs, vertebra, breastbone and shoulder blades."""
     x, y, z, k, cy = s.x, s.y, s.z, s.v["mound"], s.spine_y
     _ribs(hu, s)
-    box = np.ix_(np.abs(y[:, 128] - cy - 15) < 55, np.abs(x[128]) < 50)
+    box = np.ix_(np.abs(y[:, 128] - cy - 22) < 60, np.abs(x[128]) < 50)
     part, px, py, texture = hu[box], x[box], y[box], s.texture[box]
     swing = 5 * float(np.sin(z / 4.2))
     arch = np.abs(ellipse(px, py, 0, cy + 20, 11, 11)) - 2.4
     arch = np.minimum(arch, tube(np.abs(px), py, 0, (11, cy + 19, 0), (31, cy + 24 + swing, 0), 4.0))
-    arch = np.minimum(arch, tube(px, py, 0, (0, cy + 31, 0), (0, cy + 42 + swing, 0), 2.6))
+    arch = np.minimum(arch, tube(px, py, 0, (0, cy + 31, 0), (0, cy + 52 + swing, 0), 2.6))
     _bone(part, arch, 750, 260)
     body = ellipse(px, py, 0, cy, 17 * k, 13 * k)
     paint(part, cover(body), 175 + 60 * texture)
