@@ -141,8 +141,8 @@ def _facts(path):
 def _protocol(source, manifest):
     """(name, list of (train rows, test rows)); no folds where a class has but one patient."""
     if source.official_split:
-        is_test = manifest.split == "test"
-        parts = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]  # nothing is tuned: val is learned from too
+        is_test = manifest.split == "test"  # nothing is tuned: the validation part is learned from too
+        parts = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
         return "official test split", [parts] if min(map(len, parts)) else []
     groups = manifest.patient.where(manifest.patient != "", manifest.path)
     count = min(5, groups.groupby(manifest.label).nunique().min())
@@ -177,7 +177,7 @@ def _warn_of_pairs(conflicts, duplicates):
         warnings.append(f"{len(across)} near-identical pairs lie in two parts of the split: {shown}.")
     inside = len(duplicates) - len(across)
     if inside:
-        warnings.append(f"{inside} near-identical pairs lie in the same part: fewer slices are independent than counted.")
+        warnings.append(f"{inside} near-identical pairs lie in one and the same part.")
     return warnings
 
 

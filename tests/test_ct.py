@@ -1,0 +1,340 @@
+"""Readers: what a file is, what its values mean, and what is said when it is broken."""
+
+import gzip
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
+
+from covidlib import ct
+
+RAMP = np.arange(40 * 48, dtype=np.uint16).reshape(40, 48)
+
+
+def write_dicom(path, stored, slope=1, intercept=-1024, preamble=True, **tags):
+    header = pydicom.Dataset()
+    header.SOPClassUID = tags.pop("SOPClassUID", CTImageStorage)
+    header.SOPInstanceUID = pydicom.uid.generate_uid()
+    header.Modality = "CT"
+    header.Rows, header.Columns = stored.shape[-2:]
+    if stored.ndim == 3:
+        header.NumberOfFrames = len(stored)
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.BitsAllocated = header.BitsStored = stored.dtype.itemsize * 8
+    header.HighBit = header.BitsStored - 1
+    header.PixelRepresentation = int(stored.dtype.kind == "i")
+    if intercept is not None:
+        header.RescaleSlope, header.RescaleIntercept = slope, intercept
+    for keyword, value in tags.items():
+        if value is None:
+            del header[keyword]
+        else:
+            setattr(header, keyword, value)
+    header.PixelData = stored.tobytes()
+    if preamble:
+        header.file_meta = pydicom.dataset.FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header.save_as(path, enforce_file_format=True)
+    else:
+        pydicom.dcmwrite(path, header, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    return path
+
+
+def write_nifti(path, canonical, codes="RAS"):
+    """Store a volume given in RAS order with another orientation of its axes."""
+    image = nibabel.Nifti1Image(canonical, np.diag([1, 1, 2, 1.0]))
+    there = nibabel.orientations.axcodes2ornt(codes)
+    change = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), there)
+    nibabel.save(image.as_reoriented(change), path)
+    return path
+
+
+def test_window_edges_and_middle():
+    window = ct.apply_window(np.array([[-5000, -1350, -600, 150, 3000, np.nan]]))
+    assert window.dtype == np.uint8
+    assert window.tolist() == [[0, 0, 128, 255, 255, 0]]
+    with pytest.raises(ValueError, match="width must be positive. Received: window=.-600, 0"):
+        ct.apply_window(np.zeros((2, 2)), (-600, 0))
+
+
+def test_fit_square_pads_and_does_not_stretch():
+    image = np.full((40, 80), 200, np.uint8)
+    square = ct.fit_square(image, 80)
+    assert square.shape == (80, 80) and (square[:20] == 0).all() and (square[20:60] == 200).all()
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    assert np.ptp(ct.fit_square(stripes, 16)[:, 1:-1].astype(int)) < 40  # antialiased: no moire
+    assert ct.fit_square(image, 1).shape == (1, 1)
+    for wrong in (image.astype(float), image[None], image[:0]):
+        with pytest.raises(ValueError, match="image must be uint8"):
+            ct.fit_square(wrong, 8)
+    with pytest.raises(ValueError, match="size=0"):
+        ct.fit_square(image, 0)
+
+
+MODES = {
+    "png": ("1", "L", "LA", "P", "RGB", "RGBA"),
+    "jpeg": ("1", "L", "RGB", "CMYK"),
+    "tiff": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
+}
+
+
+@pytest.mark.parametrize("kind, mode", [(kind, mode) for kind, modes in MODES.items() for mode in modes])
+def test_pictures_of_every_mode_become_grey(tmp_path, kind, mode):
+    grey = Image.fromarray(np.where(np.arange(64) < 32, 0, 255).astype(np.uint8) * np.ones((64, 1), np.uint8))
+    image = grey.convert("LA").convert("RGBA").convert(mode) if mode != "1" else grey.convert("1")
+    image.save(tmp_path / "slice.dat", format=kind)
+    read = ct.read_slice(tmp_path / "slice.dat")
+    assert ct.sniff(tmp_path / "slice.dat") == kind
+    assert read.dtype == np.uint8 and read.shape == (64, 64)
+    assert abs(read[:, :24].astype(int)).max() < 8 and read[:, 40:].min() > 247
+
+
+def test_transparent_parts_are_black(tmp_path):
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    pixels[:, :4, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert ct.read_slice(tmp_path / "a.png")[0].tolist() == [0] * 4 + [255] * 4
+    palette = Image.fromarray(np.repeat(np.array([[0, 1]], np.uint8), 4, 0), mode=None).convert("P")
+    palette.putpalette([255, 255, 255, 200, 200, 200])
+    palette.putdata([0, 1] * 4)
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert ct.read_slice(tmp_path / "p.png")[0].tolist() == [0, 200]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_fill_the_range(tmp_path, name):
+    Image.fromarray(RAMP + 900).save(tmp_path / name)
+    read = ct.read_slice(tmp_path / name)
+    assert read.min() == 0 and read.max() == 255 and (np.diff(read.ravel().astype(int)) >= 0).all()
+    spike = (RAMP + 900).copy()
+    spike[0, 0] = 65535  # one burnt-in pixel must not turn the rest black
+    Image.fromarray(spike).save(tmp_path / name)
+    assert ct.read_slice(tmp_path / name).mean() > 100
+
+
+def test_tiff_that_paints_zero_white_and_pages(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "w.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "w.tif") as image:
+        assert image.tag_v2[262] == 0
+    assert ct.read_slice(tmp_path / "w.tif")[0, 0] == 255
+    pages = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 20, 30)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert ct.count_slices(tmp_path / "pages.tif") == 3
+    assert [ct.read_slice(tmp_path / "pages.tif", k)[0, 0] for k in range(3)] == [10, 20, 30]
+    with pytest.raises(ct.ReadError, match="slices 0 to 2. Received: slice_index=3"):
+        ct.read_slice(tmp_path / "pages.tif", 3)
+
+
+def test_float_tiff(tmp_path):
+    values = RAMP.astype(np.float32) - 1000
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(tmp_path / "f.tif")
+    assert np.ptp(ct.read_slice(tmp_path / "f.tif")) == 255
+
+
+def test_dicom_in_hu(tmp_path):
+    path = write_dicom(tmp_path / "no_extension", RAMP, slope=2, intercept=-1000)
+    assert ct.sniff(path) == "dicom"
+    np.testing.assert_array_equal(ct.read_hu(path), RAMP * 2.0 - 1000)
+    assert ct.read_hu(path).dtype == np.float32
+    np.testing.assert_array_equal(ct.read_slice(path), ct.apply_window(RAMP * 2.0 - 1000))
+
+
+def test_dicom_without_preamble_or_meta(tmp_path):
+    path = write_dicom(tmp_path / "a.png", RAMP, preamble=False)
+    assert path.read_bytes()[128:132] != b"DICM" and ct.sniff(path) == "dicom"
+    np.testing.assert_array_equal(ct.read_hu(path), RAMP - 1024.0)
+
+
+@pytest.mark.parametrize("padding", [-2000, 63536])  # the second is -2000 read as unsigned
+def test_padding_becomes_air(tmp_path, padding):
+    stored = RAMP.astype(np.int16)
+    stored[:3] = -2000
+    path = write_dicom(tmp_path / "a.dcm", stored, intercept=100)
+    header = pydicom.dcmread(path)
+    header.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
+    header.save_as(path)
+    hu = ct.read_hu(path)
+    assert (hu[:3] == -1024).all()
+    np.testing.assert_array_equal(hu[3:], stored[3:] + 100.0)
+
+
+def test_padding_range_and_below_air(tmp_path):
+    stored = np.array([[-3000, 5, 6, 7, 8]], np.int16)
+    tags = {"PixelPaddingValue": 5, "PixelPaddingRangeLimit": 7}
+    path = tmp_path / "a.dcm"
+    write_dicom(path, stored, intercept=0)
+    header = pydicom.dcmread(path)
+    for keyword, value in tags.items():
+        header.add_new(keyword, "SS", value)
+    header.save_as(path)
+    assert ct.read_hu(path).tolist() == [[-1024, -1024, -1024, -1024, 8]]
+
+
+def test_monochrome1_keeps_hu_and_inverts_pictures(tmp_path):
+    hu = write_dicom(tmp_path / "hu.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(ct.read_hu(hu), RAMP - 1024.0)
+    grey = RAMP.astype(np.uint8)
+    picture = write_dicom(tmp_path / "b.dcm", grey, intercept=None, PhotometricInterpretation="MONOCHROME1")
+    upright = write_dicom(tmp_path / "c.dcm", grey, intercept=None)
+    np.testing.assert_array_equal(ct.read_slice(picture), 255 - ct.read_slice(upright))
+    with pytest.raises(ct.ReadError, match="not Hounsfield units"):
+        ct.read_hu(picture)
+
+
+def test_minimal_header_with_signed_pixels_is_hu(tmp_path):
+    stored = RAMP.astype(np.int16) - 900
+    path = write_dicom(tmp_path / "a.dcm", stored, intercept=None, Modality=None)
+    np.testing.assert_array_equal(ct.read_hu(path), stored)
+
+
+def test_own_window_of_several(tmp_path):
+    tags = {"WindowCenter": [50, -500], "WindowWidth": [350, 1200]}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **tags)
+    np.testing.assert_array_equal(ct.read_slice(path), ct.apply_window(RAMP - 1024.0, ct.LUNG_WINDOW))
+    own = ct.apply_window(RAMP - 1024.0, (-500, 1200))
+    np.testing.assert_array_equal(ct.read_slice(path, window=None), own)
+    bare = write_dicom(tmp_path / "b.dcm", RAMP)
+    np.testing.assert_array_equal(ct.read_slice(bare, window=None), ct.read_slice(bare))
+
+
+def test_frames_of_one_file(tmp_path):
+    stack = np.stack([RAMP, RAMP + 1])
+    path = write_dicom(tmp_path / "a.dcm", stack)
+    assert ct.count_slices(path) == 2
+    np.testing.assert_array_equal(ct.read_volume(path), stack - 1024.0)
+
+
+def test_series_is_ordered_by_position(tmp_path):
+    series = pydicom.uid.generate_uid()
+    for k, z in enumerate([30, -10, 20, 0, 10]):
+        place = {"SliceLocation": z} if k % 2 else {}
+        place |= {"ImagePositionPatient": [0, 0, z], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        stored = np.full((4, 5), 100 + z, np.uint16)
+        write_dicom(tmp_path / f"{k}.dcm", stored, SeriesInstanceUID=series, **place)
+    (tmp_path / "notes.txt").write_text("no slice")
+    assert [file.stem for file in ct.order_series(tmp_path)] == ["1", "3", "4", "2", "0"]
+    volume = ct.read_volume(tmp_path)
+    assert volume.shape == (5, 4, 5) and (np.diff(volume[:, 0, 0]) == 10).all()
+    write_dicom(tmp_path / "x.dcm", RAMP, SeriesInstanceUID=pydicom.uid.generate_uid(), SliceLocation=1)
+    with pytest.raises(ct.ReadError, match="holds 2 series"):
+        ct.read_volume(tmp_path)
+
+
+def test_series_without_places_or_with_odd_sizes(tmp_path):
+    files = [write_dicom(tmp_path / f"{k}.dcm", RAMP) for k in range(2)]
+    with pytest.raises(ct.ReadError, match="nothing of its place"):
+        ct.read_volume(files)
+    files = [write_dicom(tmp_path / f"{k}.dcm", RAMP[k:], InstanceNumber=k) for k in range(2)]
+    with pytest.raises(ct.ReadError, match="differ in size"):
+        ct.read_volume(files)
+    with pytest.raises(ct.ReadError, match="no DICOM slice"):
+        ct.read_volume([])
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SRA", "PIL", "AIR"])
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
+def test_nifti_of_any_orientation_shows_the_same_slices(tmp_path, codes, name):
+    canonical = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4) - 100  # right, anterior, superior
+    path = write_nifti(tmp_path / name, canonical, codes)
+    volume = ct.read_volume(path)
+    assert ct.sniff(path) == "nifti" and volume.shape == (4, 5, 6)
+    assert volume[0, 0, 0] == canonical[-1, -1, 0]  # the patient's right on the left, anterior on top
+    np.testing.assert_array_equal(volume[2], canonical[::-1, ::-1, 2].T)
+    np.testing.assert_array_equal(ct.read_hu(path, 3), volume[3])
+
+
+def test_nifti_by_content_and_its_limits(tmp_path):
+    canonical = np.random.default_rng(0).normal(-500, 300, (6, 5, 4)).astype(np.float32)
+    path = write_nifti(tmp_path / "v.nii.gz", canonical)
+    renamed = tmp_path / "slice.png"
+    renamed.write_bytes(gzip.decompress(path.read_bytes()))
+    np.testing.assert_array_equal(ct.read_volume(renamed), ct.read_volume(path))
+    with pytest.raises(ct.ReadError, match="slices 0 to 3"):
+        ct.read_slice(path, 4)
+    grey = write_nifti(tmp_path / "grey.nii", np.abs(canonical))
+    assert np.ptp(ct.read_slice(grey, 1)) == 255
+    with pytest.raises(ct.ReadError, match="not Hounsfield units"):
+        ct.read_volume(grey)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 2), np.float32), np.eye(4)), tmp_path / "4d.nii")
+    with pytest.raises(ct.ReadError, match="not one grey volume"):
+        ct.read_slice(tmp_path / "4d.nii")
+    huge = tmp_path / "huge.nii"
+    header = bytearray((tmp_path / "4d.nii").read_bytes())
+    header[40:56] = np.array([3, 30000, 30000, 30000, 1, 1, 1, 1], "<i2").tobytes()
+    huge.write_bytes(header)
+    with pytest.raises(ct.ReadError, match="usual size"):
+        ct.read_slice(huge)
+
+
+def test_broken_files_say_which_and_what_to_do(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (50, 60, 9), np.uint8)
+    for name in ("whole.png", "whole.jpg", "whole.tif"):
+        Image.fromarray(noise[..., 0]).save(tmp_path / name)
+    write_dicom(tmp_path / "whole.dcm", RAMP)
+    write_nifti(tmp_path / "whole.nii.gz", noise.astype(np.float32) - 100)
+    for name in ("whole.png", "whole.jpg", "whole.tif", "whole.dcm", "whole.nii.gz"):
+        data = (tmp_path / name).read_bytes()
+        for share in (0.1, 0.3, 0.7, 0.95):
+            broken = tmp_path / name.replace("whole", "broken")
+            broken.write_bytes(data[: int(len(data) * share)])
+            with pytest.raises(ct.ReadError, match="broken.*(Copy or download|Replace|Export)"):
+                ct.read_slice(broken)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "page.png").write_text("<html>not found</html>")
+    for name, what in {"empty.png": "is empty", "page.png": "is not PNG, JPEG", ".": "is a folder"}.items():
+        with pytest.raises(ct.ReadError, match=what):
+            ct.read_slice(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="Check the path"):
+        ct.read_slice(tmp_path / "absent.png")
+
+
+def test_random_bytes_behind_any_magic_are_a_read_error(tmp_path):
+    rng = np.random.default_rng(0)
+    heads = [*ct._MAGIC, bytes(128) + b"DICM", b"\x08\0\5\0CS", b"\x1f\x8b\x08", bytes(344) + b"n+1\0"]
+    for head in heads:
+        (tmp_path / "x").write_bytes(head + rng.bytes(3000))
+        with pytest.raises(ct.ReadError):
+            ct.read_slice(tmp_path / "x")
+
+
+def test_what_is_no_ct_slice(tmp_path):
+    path = tmp_path / "a.dcm"
+    for tags in ({"Modality": "MR"}, {"Modality": None, "SOPClassUID": MRImageStorage}):
+        write_dicom(path, RAMP, **tags)
+        with pytest.raises(ct.ReadError, match="is not a CT slice .modality MR"):
+            ct.read_slice(path)
+    header = pydicom.dcmread(write_dicom(path, RAMP))
+    del header.PixelData
+    header.save_as(path)
+    with pytest.raises(ct.ReadError, match="no pixel data"):
+        ct.read_slice(path)
+    header = pydicom.dcmread(write_dicom(path, RAMP))
+    header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    header.SamplesPerPixel = 3
+    header.save_as(path, implicit_vr=True)
+    with pytest.raises(ct.ReadError, match="colour picture"):
+        ct.read_slice(path)
+
+
+def test_decompression_bomb(tmp_path, monkeypatch):
+    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png")
+    for limit in (RAMP.size // 3, RAMP.size - 1):  # PIL's error, then its warning
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ct.ReadError, match="too large"):
+            ct.read_slice(tmp_path / "a.png")
+
+
+def test_real_files(shared_data):
+    sample = shared_data / "covid-ct-md-sample" / "Normal subjects" / "normal001"
+    hu = ct.read_hu(sample / "slice076.dcm")  # JPEG Lossless
+    assert hu.shape == (512, 512) and hu.min() == -1024 and 500 < hu.max() < 3100
+    order = [file.name for file in ct.order_series(shared_data / "fixtures" / "dicom-series")]
+    assert order == [f"1-{number}.dcm" for number in range(38, 22, -2)]
+    minimal = ct.read_hu(shared_data / "fixtures" / "dicom-lungmask" / "0.dcm")
+    assert minimal.min() == -1024 and minimal.max() == 1502
+    volume = ct.read_volume(shared_data / "fixtures" / "nifti" / "ct_cropped.nii.gz")
+    assert volume.shape == (112, 102, 122) and volume.min() == -1024
