@@ -126,13 +126,17 @@ def apply(name, image, value):
 class Augmenter:
     """Draws a value for every operation of `operations` and applies them all.
 
-    `operations` maps names of `OPERATIONS` to a range (low, high), or to a probability for flips; `PAPER`,
-    `MILD`, `NONE` or your own. The result is a function of (`seed`, epoch, index) and nothing else.
-    Geometric operations are composed in the order of `OPERATIONS`, translation last, to one warp, so that an
-    image is interpolated once.
+    `operations` maps names of `OPERATIONS` to a range (low, high), or to a probability for flips; it may be
+    the name of one of `SETS`: "paper", "mild" (no vertical flip, small ranges) or "none". The result is a
+    function of (`seed`, epoch, index) and nothing else. Geometric operations are composed in the order of
+    `OPERATIONS`, translation last, to one warp, so that an image is interpolated once.
     """
 
     def __init__(self, operations=PAPER, seed=0):
+        if isinstance(operations, str):
+            if operations not in SETS:
+                raise ValueError(f"augmentation must be one of {', '.join(SETS)}. Received: {operations!r}")
+            operations = SETS[operations]
         for name, limits in operations.items():
             _check_name(name)
             _check_limits(name, limits)

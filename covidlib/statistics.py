@@ -59,17 +59,18 @@ def proportion_interval(correct, patients, seed=0):
     """95 % interval of the share of True in `correct` (n,), given the patient of each slice (n,).
 
     Slices of one patient are not independent: patients are resampled where they are known, a slice without
-    a patient ("") being a cluster of its own. No patient known: Wilson over the slices. All slices right
-    (or wrong), where resampling could only return the point: Wilson over the patients.
+    a patient ("") being a cluster of its own. No patient known: Wilson over the slices. Where resampling
+    could only return the point itself, as when all slices are right: Wilson over the patients.
     """
     correct = np.asarray(correct, dtype=bool)
     if not patients_known(patients):
         return wilson(correct.sum(), correct.size)
     clusters = fill_unknown(patients)
-    if correct.all() or not correct.any():
-        n = len(np.unique(clusters))
-        return wilson(n if correct.all() else 0, n)
-    return cluster_bootstrap(correct, clusters, seed=seed)
+    low, high = cluster_bootstrap(correct, clusters, seed=seed)
+    if low < high:
+        return low, high
+    n = len(np.unique(clusters))
+    return wilson(round(correct.mean() * n), n)
 
 
 def patients_known(patients):

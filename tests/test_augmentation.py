@@ -142,12 +142,15 @@ def test_draws_stay_in_their_ranges_and_do_not_depend_on_the_other_operations():
 def test_sets_are_configurable(image):
     assert "vertical_flip" not in MILD and set(MILD) <= set(PAPER)
     assert np.array_equal(Augmenter(NONE)(image, 0, 0), image)
+    assert Augmenter("mild").operations == MILD and Augmenter("paper").operations == PAPER
     assert np.array_equal(Augmenter({"vertical_flip": 1.0})(image, 5, 5), image[::-1])
 
 
 def test_mistakes_are_named(image):
     with pytest.raises(ValueError, match="did you mean 'rotation'.*Received: 'rotate'"):
         apply("rotate", image, 5)
+    with pytest.raises(ValueError, match="one of paper, mild, none. Received: 'strong'"):
+        Augmenter("strong")
     with pytest.raises(ValueError, match="did you mean 'scale'"):
         Augmenter({"scales": (0.9, 1.1)})
     with pytest.raises(ValueError, match="low first. Received: rotation=\\(5, -5\\)"):

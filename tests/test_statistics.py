@@ -70,6 +70,9 @@ def test_proportion_interval_chooses_by_what_is_known():
     assert statistics.proportion_interval(correct, [""] * 4) == statistics.wilson(3, 4)
     assert statistics.proportion_interval([True] * 4, ["a", "a", "b", ""]) == statistics.wilson(3, 3)
     assert statistics.proportion_interval([False] * 4, ["a", "a", "b", ""]) == statistics.wilson(0, 3)
+    halves = [True, False, True, False]
+    assert statistics.proportion_interval(halves, ["a", "a", "b", "b"]) == statistics.wilson(1, 2)
+    assert statistics.proportion_interval([True], ["a"]) == statistics.wilson(1, 1)
     low, high = statistics.proportion_interval(correct, ["a", "b", "c", "d"])
     assert 0 <= low < 0.75 < high <= 1
     assert np.isnan(statistics.proportion_interval([], [])).all()

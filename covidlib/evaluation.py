@@ -1,0 +1,140 @@
+"""What a set of predictions is worth (§3.2, Figure 6): per-class figures and intervals beside the accuracy.
+
+Predictions are a DataFrame with one row per slice: `label`, `patient` ("" where unknown) and `p_<class>` for
+every class, as in `predictions.csv`. Pass the rows of one split. A figure without the slices to define it
+is NaN. Figures over slices weigh patients by their slices; intervals are at 95 %.
+"""
+
+import numpy as np
+import pandas as pd
+from sklearn import metrics as sk
+
+from covidlib import statistics
+
+
+def metrics(predictions, classes, seed=0):
+    """Figures of one split, plain data ready for JSON.
+
+    Keys: `n`, `patients` (0 where unknown), `accuracy`, `accuracy_interval` [low, high],
+    `balanced_accuracy`, `balanced_accuracy_interval`, `macro_f1`, `auc` (one-vs-rest, mean over the classes
+    for which it is defined), and `per_class`: name -> `n`, `sensitivity`, `sensitivity_interval`,
+    `specificity`, `ppv`, `auc`. The predicted class is the most probable one. Intervals: patient-clustered
+    bootstrap, Wilson where no patient is known (`statistics.proportion_interval`).
+    """
+    truth, predicted, scores = _decide(predictions, classes)
+    patients = _patients(predictions)
+    per_class = {
+        name: _one_class(truth, predicted, scores[:, k], k, patients, seed) for k, name in enumerate(classes)
+    }
+    known = patients[patients != ""]
+    sensitivities = [figures["sensitivity"] for figures in per_class.values()]
+    return {
+        "n": len(truth),
+        "patients": len(np.unique(known)),
+        "accuracy": float(sk.accuracy_score(truth, predicted)) if len(truth) else np.nan,
+        "accuracy_interval": list(statistics.proportion_interval(truth == predicted, patients, seed)),
+        "balanced_accuracy": _nanmean(sensitivities),
+        "balanced_accuracy_interval": _balanced_interval(truth, predicted, len(classes), patients, seed),
+        "macro_f1": _macro_f1(truth, predicted, len(classes)),
+        "auc": _nanmean([figures["auc"] for figures in per_class.values()]),
+        "per_class": per_class,
+    }
+
+
+def confusion(predictions, classes):
+    """Counts of slices: rows the true class, columns the predicted one, both in the order of `classes`."""
+    truth, predicted, _ = _decide(predictions, classes)
+    counts = np.zeros((len(classes), len(classes)), int)
+    if len(truth):
+        counts = sk.confusion_matrix(truth, predicted, labels=np.arange(len(classes)))
+    return pd.DataFrame(counts, pd.Index(classes, name="true"), pd.Index(classes, name="predicted"))
+
+
+def roc(predictions, classes):
+    """One-vs-rest ROC curves, long: class, fpr, tpr, threshold; a class without a curve is left out."""
+    truth, _, scores = _decide(predictions, classes)
+    curves = [pd.DataFrame(columns=["class", "fpr", "tpr", "threshold"])]
+    for k, name in enumerate(classes):
+        if _both(truth == k):
+            fpr, tpr, threshold = sk.roc_curve(truth == k, scores[:, k])
+            curves.append(pd.DataFrame({"class": name, "fpr": fpr, "tpr": tpr, "threshold": threshold}))
+    return pd.concat(curves[1:] or curves, ignore_index=True)
+
+
+def correct(predictions, classes):
+    """bool (n,): whether the most probable class of each slice is the true one."""
+    truth, predicted, _ = _decide(predictions, classes)
+    return truth == predicted
+
+
+def _decide(predictions, classes):
+    """True class (n,), most probable class (n,), probabilities (n, C)."""
+    columns = [f"p_{name}" for name in classes]
+    missing = [column for column in ["label", *columns] if column not in predictions]
+    if missing:
+        raise ValueError(f"predictions lack columns {missing}. Received: columns={list(predictions.columns)}")
+    codes = {name: k for k, name in enumerate(classes)}
+    strange = sorted(set(predictions["label"]) - set(codes))
+    if strange:
+        raise ValueError(f"labels must be among classes={list(classes)}. Received: {strange}")
+    truth = np.array([codes[label] for label in predictions["label"]], dtype=int)
+    scores = predictions[columns].to_numpy(dtype=float)
+    return truth, scores.argmax(axis=1), scores
+
+
+def _patients(predictions):
+    if "patient" not in predictions:
+        return np.full(len(predictions), "")
+    return predictions["patient"].fillna("").astype(str).to_numpy()
+
+
+def _one_class(truth, predicted, score, k, patients, seed):
+    is_class, called = truth == k, predicted == k
+    return {
+        "n": int(is_class.sum()),
+        "sensitivity": _share(called[is_class]),
+        "sensitivity_interval": list(
+            statistics.proportion_interval(called[is_class], patients[is_class], seed)
+        ),
+        "specificity": _share(~called[~is_class]),
+        "ppv": _share(is_class[called]),
+        "auc": float(sk.roc_auc_score(is_class, score)) if _both(is_class) else np.nan,
+    }
+
+
+def _both(is_class):
+    return is_class.any() and not is_class.all()
+
+
+def _share(flags):
+    return float(flags.mean()) if len(flags) else np.nan
+
+
+def _nanmean(values):
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+
+
+def _macro_f1(truth, predicted, classes):
+    if not len(truth):
+        return np.nan
+    scores = sk.f1_score(truth, predicted, labels=np.arange(classes), average=None, zero_division=np.nan)
+    return _nanmean(scores)
+
+
+def _balanced_interval(truth, predicted, classes, patients, seed):
+    """Clusters are patients, or slices where no patient is known; NaN where no resample can differ."""
+
+    def mean_sensitivity(totals):
+        with np.errstate(invalid="ignore"):
+            return np.mean(totals[:, :classes] / totals[:, classes : 2 * classes], axis=1)
+
+    present = [k for k in range(classes) if (truth == k).any()]
+    classes = len(present)
+    if not classes:
+        return [np.nan, np.nan]
+    members = truth[:, None] == np.array(present)
+    hits = members & (truth == predicted)[:, None]
+    clusters = statistics.fill_unknown(patients)
+    values = np.hstack([hits, members])
+    low, high = statistics.cluster_bootstrap(values, clusters, mean_sensitivity, seed=seed)
+    return [low, high] if low < high else [np.nan, np.nan]

@@ -1,0 +1,92 @@
+"""Run directories: what training leaves behind, read without Keras."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. `content` is run.json; its `metrics` map "test" and "val" to `evaluation.metrics`."""
+
+    path: Path
+    content: dict
+    history: pd.DataFrame
+    predictions: pd.DataFrame
+
+    @property
+    def parameters(self):
+        return self.content["parameters"]
+
+    @property
+    def metrics(self):
+        return self.content["metrics"]
+
+    @property
+    def classes(self):
+        return tuple(self.content["classes"])
+
+    @property
+    def provenance(self):
+        return self.content["provenance"]
+
+
+def read_run(run_dir):
+    """The finished run in `run_dir`. Raises FileNotFoundError where there is none."""
+    run_dir = Path(run_dir)
+    if not (run_dir / "run.json").is_file():
+        raise FileNotFoundError(f"{run_dir} holds no finished run: run notebook 03_training first.")
+    return Run(
+        run_dir,
+        read_json(run_dir / "run.json"),
+        pd.read_csv(run_dir / "history.csv"),
+        read_predictions(run_dir / "predictions.csv"),
+    )
+
+
+def find_runs(output_dir):
+    """All finished runs `<variant>/seed-<k>/` under `output_dir`, by variant, then seed.
+
+    Raises FileNotFoundError where there is none.
+    """
+    found = [read_run(path.parent) for path in Path(output_dir).glob("*/seed-*/run.json")]
+    if not found:
+        raise FileNotFoundError(f"{output_dir} holds no finished run: run notebook 03_training first.")
+    return sorted(found, key=lambda run: (run.parameters["variant"], run.parameters["seed"]))
+
+
+def read_predictions(path):
+    """predictions.csv as a DataFrame; path, patient, split and label stay text ("" where empty)."""
+    texts = ("path", "patient", "split", "label")
+    return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)
+
+
+def write_json(path, content):
+    """Strict JSON: NaN and infinities, which it lacks, become null."""
+    finite = _replace(content, lambda x: isinstance(x, float) and not math.isfinite(x), None)
+    Path(path).write_text(json.dumps(finite, indent=1) + "\n")
+
+
+def read_json(path):
+    """What `write_json` wrote; null inside `metrics` is NaN again."""
+    content = json.loads(Path(path).read_text())
+    if "metrics" in content:
+        content["metrics"] = _replace(content["metrics"], lambda x: x is None, math.nan)
+    return content
+
+
+def differences(there, here):
+    """The parameters that differ, as text: "epochs=3 instead of 4"; "" if none does."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return ", ".join(f"{name}={there.get(name)!r} instead of {here.get(name)!r}" for name in names)
+
+
+def _replace(value, found, by):
+    if isinstance(value, dict):
+        return {key: _replace(item, found, by) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace(item, found, by) for item in value]
+    return by if found(value) else value

@@ -1,0 +1,238 @@
+"""One training: epochs, checkpoints, and the run directory it ends in."""
+
+import hashlib
+import json
+import shutil
+import time
+import warnings
+
+import keras
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from covidlib import evaluation, provenance
+from covidlib.augmentation import Augmenter
+from covidlib.models import build_classifier
+from covidlib.pipeline import Batches, quiet, slice_indices, write_atomically
+from covidlib.runs import differences, write_json
+
+WEIGHT_DECAY = 0.05
+WARM_UP = 0.1
+HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
+
+
+class Session:
+    """One training in `folder`, resumed if the same one was begun there.
+
+    state.json is the truth: it holds the history and names the epoch whose checkpoint and best weights
+    count. Order and augmentation follow from seed and epoch, dropout from seed generators that are in the
+    checkpoint, the learning rate from the optimiser's count of steps: a resumed session ends as if it had
+    never stopped.
+    """
+
+    def __init__(self, source, images, folder, parameters):
+        self.source, self.images, self.folder, self.parameters = source, images, folder, parameters
+        codes = source.manifest["label"].map({name: k for k, name in enumerate(source.classes)})
+        self.labels = np.eye(len(source.classes), dtype=np.float32)[codes.to_numpy(dtype=int)]
+        self.state = {"parameters": parameters, "history": [], "best_epoch": None, "wall_seconds": 0.0}
+        self.started = time.perf_counter()
+        begun = self._begun()
+        keras.utils.clear_session()
+        self.model = build_classifier(
+            parameters["variant"],
+            source.classes,
+            parameters["image_size"],
+            weights=parameters["weights"],
+            precision=parameters["precision"],
+            seed=parameters["seed"],
+        )
+        self.trainer = self._compile()
+        if begun:
+            self._load()
+
+    def fit(self, progress):
+        wanted, done = self.parameters["epochs"], len(self.state["history"])
+        hidden = quiet() or not progress
+        with tqdm(desc=self._name(), total=wanted, initial=done, unit="epoch", disable=hidden) as bar:
+            for epoch in range(done, wanted):
+                if self._stopped_early():
+                    break
+                row = self._fit_epoch(epoch)
+                self._save(row)
+                bar.update()
+                bar.set_postfix({name: row[name] for name in HISTORY[1:5] if row[name] is not None})
+
+    def finish(self, run_dir):
+        """Write the run directory beside the state, then put it in place in one step."""
+        ready = self.folder / "finished"
+        shutil.rmtree(ready, ignore_errors=True)
+        ready.mkdir()
+        self.model.save(ready / "model.keras")
+        best = self.state["best_epoch"]
+        if best is None:
+            self.model.save_weights(ready / "best.weights.h5")
+        else:
+            shutil.copyfile(self._best(best), ready / "best.weights.h5")
+        pd.DataFrame(self.state["history"], columns=HISTORY).to_csv(ready / "history.csv", index=False)
+        predictions = self._predict()
+        predictions.to_csv(ready / "predictions.csv", index=False)
+        write_json(ready / "run.json", self._content(predictions))
+        ready.replace(run_dir)
+        shutil.rmtree(self.folder)
+
+    def _compile(self):
+        """A model over the same layers, so that the one that is saved knows no optimiser."""
+        steps = len(self._batches("train")) * self.parameters["epochs"]
+        peak, rise = self.parameters["learning_rate"], max(1, round(WARM_UP * steps))
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, steps - rise), alpha=0.01, warmup_target=peak, warmup_steps=rise
+        )
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        trainer = keras.Model(self.model.inputs, self.model.outputs[0])
+        # XLA on TensorFlow halves the speed of this model on CPUs
+        jit = False if keras.backend.backend() == "tensorflow" else "auto"
+        trainer.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
+        optimizer.build(trainer.trainable_variables)
+        return trainer
+
+    def _rows(self, *splits):
+        return np.flatnonzero(self.source.manifest["split"].isin(splits))
+
+    def _batches(self, split, **options):
+        rows = self._rows(split)
+        return Batches(self.images[rows], self.labels[rows], self.parameters["batch_size"], **options)
+
+    def _fit_epoch(self, epoch):
+        seed, start = self.parameters["seed"], time.perf_counter()
+        augmenter = Augmenter(self.parameters["augmentation"], seed)
+        validation = self._batches("val")
+        history = self.trainer.fit(
+            self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter),
+            validation_data=validation if len(validation) else None,
+            class_weight=self._class_weights() if self.parameters["class_weights"] else None,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            shuffle=False,
+            verbose=0,
+        ).history
+        row = {name: float(history[name][0]) if name in history else None for name in HISTORY[1:5]}
+        if not np.isfinite(row["loss"]):
+            raise FloatingPointError(
+                f"the loss became {row['loss']} in epoch {epoch + 1}: lower the learning rate. The state "
+                f"after epoch {epoch} is kept in {self.folder}. "
+                f"Received: learning_rate={self.parameters['learning_rate']}"
+            )
+        return {"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - start, 3)}
+
+    def _class_weights(self):
+        counts = self.labels[self._rows("train")].sum(axis=0)
+        return {k: float(counts.sum() / (len(counts) * count)) for k, count in enumerate(counts)}
+
+    def _stopped_early(self):
+        patience, best = self.parameters["early_stopping"], self.state["best_epoch"]
+        return patience is not None and len(self.state["history"]) - (best or 0) >= patience
+
+    def _variables(self):
+        return [*self.trainer.variables, *self.trainer.optimizer.variables]
+
+    def _checkpoint(self, epoch):
+        return self.folder / f"epoch-{epoch:04d}.npz"
+
+    def _best(self, epoch):
+        return self.folder / f"best-{epoch:04d}.weights.h5"
+
+    def _save(self, row):
+        epoch, history = row["epoch"], self.state["history"]
+        losses = [past["val_loss"] for past in history if past["epoch"] == self.state["best_epoch"]]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if row["val_loss"] is not None and (not losses or row["val_loss"] < losses[0]):
+            self.model.save_weights(self._best(epoch))
+            self.state["best_epoch"] = epoch
+        arrays = {str(n): keras.ops.convert_to_numpy(v) for n, v in enumerate(self._variables())}
+        write_atomically(self._checkpoint(epoch), lambda file: np.savez(file, **arrays))
+        history.append(row)
+        state = {**self.state, "wall_seconds": self._wall_seconds()}
+        current = self.folder / "state.json"
+        write_atomically(current, lambda file: file.write(json.dumps(state).encode()))
+        keep = {current, self._checkpoint(epoch), self._best(self.state["best_epoch"] or 0)}
+        for path in set(self.folder.iterdir()) - keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _begun(self):
+        """Whether `folder` holds this very training; what it holds of another one is removed."""
+        if not (self.folder / "state.json").is_file():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return False
+        state = json.loads((self.folder / "state.json").read_text())
+        if other := differences(state["parameters"], self.parameters):
+            warnings.warn(f"{self.folder} was begun with {other}: starting over", stacklevel=4)
+            shutil.rmtree(self.folder)
+            return False
+        self.state = state
+        return True
+
+    def _load(self):
+        with np.load(self._checkpoint(len(self.state["history"]))) as arrays:
+            for n, variable in enumerate(self._variables()):
+                variable.assign(arrays[str(n)])
+        print(f"{self._name()}: going on after epoch {len(self.state['history'])}", flush=True)
+
+    def _name(self):
+        return f"{self.parameters['variant']} seed {self.parameters['seed']}"
+
+    def _wall_seconds(self):
+        return round(self.state["wall_seconds"] + time.perf_counter() - self.started, 1)
+
+    def _predict(self):
+        rows = self._rows("val", "test")
+        chosen = self.source.manifest.iloc[rows]
+        patients = chosen["patient"] if "patient" in chosen else pd.Series("", chosen.index)
+        table = {
+            "path": chosen["path"].to_numpy(),
+            "slice_index": slice_indices(chosen),
+            "patient": patients.fillna("").astype(str).to_numpy(),
+            "split": chosen["split"].to_numpy(),
+            "label": chosen["label"].to_numpy(),
+        }
+        batches = Batches(self.images[rows], self.labels[rows], self.parameters["batch_size"])
+        scores = self.trainer.predict(batches, verbose=0) if len(rows) else self.labels[rows]
+        return pd.DataFrame(table | {f"p_{name}": scores[:, k] for k, name in enumerate(self.source.classes)})
+
+    def _content(self, predictions):
+        classes = self.source.classes
+        metrics = {
+            split: evaluation.metrics(rows, classes)
+            for split in ("test", "val")
+            if len(rows := predictions[predictions["split"] == split])
+        }
+        wall = self._wall_seconds()
+        return {
+            "parameters": self.parameters,
+            "classes": list(classes),
+            "metrics": metrics,
+            "best_epoch": self.state["best_epoch"] or len(self.state["history"]),
+            "epochs_trained": len(self.state["history"]),
+            "wall_seconds": wall,
+            "model": {"parameters": self.model.count_params(), "weights_sha256": weights_sha256(self.model)},
+            "provenance": provenance.collect(
+                self.parameters,
+                manifest_sha256=_manifest_sha256(self.source),
+                weights_sha256=self.parameters["weights_sha256"],
+                precision=self.parameters["precision"],
+                wall_seconds=wall,
+            ),
+        }
+
+
+def weights_sha256(model):
+    """SHA-256 over the bytes of all weights of `model`, in its order."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _manifest_sha256(source):
+    return hashlib.sha256(source.manifest.to_csv(index=False, lineterminator="\n").encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""Training of one network (§3.2): reproducible, and resumed where it was interrupted.
+
+The paper names neither optimiser nor learning rate nor batch size, so these are this project's: AdamW
+(https://arxiv.org/abs/1711.05101) with weight decay on kernels only, and a learning rate that rises over the
+first tenth of the steps and falls along a cosine (https://arxiv.org/abs/1608.03983).
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from covidlib import provenance
+from covidlib.augmentation import Augmenter
+from covidlib.models import resolve_precision
+from covidlib.runs import Run, differences, find_runs, read_json, read_run
+from covidlib.session import Session
+
+__all__ = ["Run", "find_runs", "read_run", "train"]
+
+
+def train(
+    source,
+    images,
+    run_dir,
+    variant,
+    *,
+    image_size,
+    epochs,
+    batch_size,
+    seed,
+    weights=None,
+    precision="auto",
+    learning_rate=1e-3,
+    class_weights=False,
+    early_stopping=None,
+    augmentation="paper",
+    deterministic=True,
+    progress=True,
+):
+    """Train `variant` on the "train" rows of `source` and predict its "val" and "test" rows.
+
+    Args:
+        source: a datasets.Source whose manifest has `split`; `images`: uint8 (N, image_size, image_size) in
+            its order (`pipeline.load_images`).
+        run_dir: appears complete or not at all, with model.keras (last epoch), best.weights.h5 (lowest
+            val_loss; the last epoch without validation slices), history.csv, predictions.csv (of the last
+            epoch) and run.json. Work goes on in `<run_dir>.partial` and is resumed from there.
+        weights: None, "imagenet" or a path, see `build_classifier`.
+        learning_rate: its peak.
+        class_weights: weigh the loss of a class by the inverse of its share.
+        early_stopping: None, or epochs without a lower val_loss after which to stop.
+        augmentation: "paper", "mild", "none", or a dict for `augmentation.Augmenter`.
+        deterministic: same seed and machine, same weights byte for byte. On TensorFlow this stays switched
+            on for the rest of the process.
+
+    Returns the content of run.json; at once if `run_dir` holds this very run. Raises ValueError for a
+    parameter or data that does not fit, or if `run_dir` holds another run; FloatingPointError if the loss
+    is not finite (the last good epoch stays in the partial folder).
+    """
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least} up. Received: {name}={value!r}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be above 0. Received: learning_rate={learning_rate!r}")
+    Augmenter(augmentation, seed)
+    _check_data(source, images, image_size)
+    _check_patience(early_stopping, source)
+    parameters = {
+        "dataset": source.name,
+        "variant": variant,
+        "weights": None if weights in (None, "none") else str(weights),
+        "image_size": image_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "precision": resolve_precision(precision),
+        "learning_rate": learning_rate,
+        "class_weights": class_weights,
+        "early_stopping": early_stopping,
+        "augmentation": augmentation,
+        "deterministic": deterministic,
+        "backend": keras.backend.backend(),
+        "data_sha256": _data_sha256(source, images),
+        "weights_sha256": provenance.sha256(weights) if Path(str(weights)).is_file() else None,
+    }
+    parameters = json.loads(json.dumps(parameters))
+    run_dir = Path(run_dir)
+    partial = run_dir.with_name(run_dir.name + ".partial")
+    if run_dir.exists():
+        content = _finished(run_dir, parameters)
+        shutil.rmtree(partial, ignore_errors=True)
+        return content
+    _seed_everything(seed, deterministic)
+    session = Session(source, images, partial, parameters)
+    session.fit(progress)
+    session.finish(run_dir)
+    return read_json(run_dir / "run.json")
+
+
+def _seed_everything(seed, deterministic):
+    keras.utils.set_random_seed(seed)
+    if deterministic and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+
+
+def _finished(run_dir, parameters):
+    content = read_run(run_dir).content
+    if other := differences(content["parameters"], parameters):
+        raise ValueError(f"{run_dir} holds a finished run with {other}. Choose another folder or remove it.")
+    return content
+
+
+def _data_sha256(source, images):
+    """Of what training sees: pixels, labels, splits and class order."""
+    columns = source.manifest[["path", "label", "split"]].to_csv(index=False, lineterminator="\n")
+    digest = hashlib.sha256(f"{','.join(source.classes)}\n{columns}".encode())
+    digest.update(np.ascontiguousarray(images))
+    return digest.hexdigest()
+
+
+def _check_data(source, images, image_size):
+    wanted = (len(source.manifest), image_size, image_size)
+    if images.shape != wanted or images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 {wanted}. Received: {images.dtype} {images.shape}")
+    training = source.manifest[source.manifest["split"] == "train"]
+    missing = [name for name in source.classes if not (training["label"] == name).any()]
+    if missing:
+        raise ValueError(
+            "every class needs training slices: give the manifest a split with splits.assign. "
+            f"Received none of: {', '.join(missing)}"
+        )
+
+
+def _check_patience(patience, source):
+    if patience is None:
+        return
+    if not isinstance(patience, int) or patience < 1:
+        raise ValueError(
+            f"early_stopping must be None or epochs, 1 or more. Received: early_stopping={patience!r}"
+        )
+    if not (source.manifest["split"] == "val").any():
+        raise ValueError(
+            f"there are no validation slices: leave early_stopping=None. Received: early_stopping={patience}"
+        )
