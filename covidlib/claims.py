@@ -6,6 +6,7 @@
 
 import argparse
 import functools
+import math
 import shutil
 import sys
 import textwrap
@@ -196,11 +197,17 @@ def _row(claim, evidence) -> dict:
         "paper_value": claim.paper_value,
         "check": how,
         "measured": str(finding) if isinstance(finding, Missing) else finding.measured,
-        "interval": list(finding.interval) if getattr(finding, "interval", None) else None,
+        "interval": _interval(finding),
         "dataset": dataset,
         "command": claim.command.format(**facts),
         "verdict": verdict(claim, finding, dataset),
     }
+
+
+def _interval(finding):
+    """[low, high], or None where there is none: a single patient gives no interval."""
+    interval = getattr(finding, "interval", None)
+    return list(interval) if interval and all(map(math.isfinite, interval)) else None
 
 
 def verdict(claim, finding, dataset) -> str:

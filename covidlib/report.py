@@ -1,0 +1,187 @@
+"""The report: one index.html over claims, figures, tables and the executed notebooks, readable from disk.
+
+    python -m covidlib.report runs/phantom/quick reports/phantom/quick
+
+Nothing in it is loaded from a network, and nothing is computed here but the pages.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from . import claims, provenance, runs
+
+FIGURES = {  # name in figures/: number in the paper, caption
+    "figure1_augmentation": ("Figure 1", "One slice before and after every operation of §2.1."),
+    "figure2_fpn": ("Figure 2", "The pyramid on four stages of ResNet-50 (§2.2), read off the model."),
+    "figure3_attention": ("Figure 3", "The residual block with attention (§2.3), read off the model."),
+    "figure4_curves": ("Figure 4", "Accuracy and loss: acc is training, val_acc validation (§3.2)."),
+    "figure5_classified": ("Figure 5", "Test slices: predicted class, its probability, true class (§3.2)."),
+    "figure6_confusion": ("Figure 6", "Confusion matrix of the test part: counts and recall (§3.2)."),
+    "roc": ("Beside the paper", "Each class against the rest, test part."),
+    "comparison": ("Beside the paper", "Variants against ResNet-50 (§3.3)."),
+    "speed": ("Beside the paper", "Images per second (§3.3)."),
+}
+TABLES = {
+    "table1": ("Table 1", "The machine of the paper and the one used here (§3.1)."),
+    "table2": ("Table 2", "Accuracy and images per second beside the paper's (§3.3)."),
+}
+LOGS = re.compile(r"[IWEF]\d{4} |WARNING: All log messages before absl|To enable the following instructions")
+MATH = re.compile(r"(`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)", re.DOTALL)
+
+
+def build(runs_dir, report_dir) -> Path:
+    """Write `index.html` and a page for every notebook in `report_dir`; returns the path of index.html.
+
+    Reads `figures/`, `tables/`, `claims.json` and `notebooks/*.ipynb` of `report_dir`, `dataset.json` and
+    the runs of `runs_dir`. Raises FileNotFoundError where notebook 07_report has not run.
+    """
+    runs_dir, folder = Path(runs_dir), Path(report_dir)
+    if not (folder / "claims.json").is_file():
+        raise FileNotFoundError(f"no claims.json in {folder}: run notebook 07_report first")
+    rows = runs.read_json(folder / "claims.json")
+    dataset = runs.read_json(runs_dir / "dataset.json")
+    counts = Counter(row["verdict"] for row in rows)
+    page = _template("report.html").render(
+        title=f"{dataset['name']}, profile {runs_dir.resolve().name}", dataset=dataset, claims=rows,
+        measured=claims.measured, counts=[(name, counts[name]) for name in claims.VERDICTS if counts[name]],
+        synthetic=dataset["name"] == "phantom", figures=_gallery(folder / "figures", "png", FIGURES),
+        tables=_gallery(folder / "tables", "csv", TABLES), read=_read_table, metrics=_metrics(runs_dir),
+        notebooks=_notebooks(folder / "notebooks"), provenance=_provenance(runs_dir))
+    index = folder / "index.html"
+    index.write_text(page, encoding="utf-8")
+    return index
+
+
+def _template(name):
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("covidlib"), autoescape=True,
+                                     trim_blocks=True, lstrip_blocks=True)
+    environment.filters["slug"] = lambda text: re.sub(r"\W+", "-", text)
+    return environment.get_template(name)
+
+
+def _gallery(folder, kind, known) -> list[dict]:
+    """What the paper numbers, in its order and even if absent, then everything else in the folder."""
+    found = {path.stem: path for path in sorted(folder.glob(f"*.{kind}"))}
+    items = []
+    for name in [*known, *(name for name in found if name not in known)]:
+        label, caption = known.get(name, ("Beside the paper", f"{name.replace('_', ' ')}."))
+        files = [(path.suffix[1:].upper(), f"{folder.name}/{path.name}")
+                 for path in sorted(folder.glob(f"{name}.*")) if path.stem == name]
+        if files or label.split()[0] in ("Figure", "Table"):
+            items.append({"name": name, "label": label, "caption": caption, "path": found.get(name),
+                          "files": files})
+    return items
+
+
+def _read_table(path) -> str:
+    table = pd.read_csv(path).head(40)
+    numbers = table.select_dtypes("number").columns
+    table[numbers] = table[numbers].map(
+        lambda x: f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}", na_action="ignore")
+    return table.to_html(index=False, border=0, na_rep="")
+
+
+def _metrics(runs_dir) -> list[list]:
+    """Test metrics of every run, one row each, in the order of the page's columns."""
+    rows = []
+    for run in runs.find_runs(runs_dir):
+        found = run.metrics.get("test", {})
+        if found:
+            low, high = found["accuracy_interval"]
+            rows.append([run.parameters["variant"], run.parameters["seed"], found["n"],
+                         found["patients"] or "unknown", f"{found['accuracy']:.3f}",
+                         f"{low:.3f} to {high:.3f}",
+                         *(f"{found[key]:.3f}" for key in ("balanced_accuracy", "macro_f1", "auc"))])
+    return rows
+
+
+def _provenance(runs_dir) -> list[tuple[str, str]]:
+    """What the first run says of its origin, as lines."""
+    facts = runs.find_runs(runs_dir)[0].provenance
+    flat = {"covidlib": provenance.packages().get("covidlib", ""), **facts.get("machine", {}),
+            **{key: value for key, value in facts.items() if not isinstance(value, dict)}}
+    commit = facts.get("git", {}).get("commit")
+    changed = " with local changes" if facts.get("git", {}).get("dirty") else ""
+    return [("commit", f"{commit or 'unknown'}{changed}"),
+            *((key.replace("_", " "), str(value)) for key, value in flat.items() if value is not None)]
+
+
+def _notebooks(folder) -> list[dict]:
+    """Convert every executed notebook; name, page and file of each."""
+    converted = []
+    for path in sorted(folder.glob("*.ipynb")):
+        if not path.name.startswith(".") and not path.stem.endswith(".failed"):
+            target = path.with_suffix(".html")
+            notebook_to_html(path, target)
+            converted.append({"name": path.stem, "html": f"{folder.name}/{target.name}",
+                              "ipynb": f"{folder.name}/{path.name}"})
+    return converted
+
+
+def notebook_to_html(notebook, target) -> Path:
+    """One page that loads nothing: formulas as MathML, no scripts, no progress bars, no framework's log."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    content = nbformat.read(notebook, as_version=4)
+    formulas = []
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = MATH.sub(lambda match: _formula(match, formulas), cell.source)
+        elif cell.cell_type == "code":
+            cell.outputs = [output for output in map(_quiet, cell.outputs) if output]
+    body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_notebook_node(content)
+    body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
+    for number, formula in enumerate(formulas):
+        body = body.replace(f"FORMULA{number}END", formula)
+    page = _template("notebook.html").render(title=Path(notebook).stem, body=body,
+                                             colours=HtmlFormatter(style="default").get_style_defs(".highlight"))
+    Path(target).write_text(page, encoding="utf-8")
+    return Path(target)
+
+
+def _formula(match, formulas) -> str:
+    code, block, inline = match.groups()
+    if code:
+        return code
+    import latex2mathml.converter
+
+    display = "block" if block else "inline"
+    formulas.append(latex2mathml.converter.convert((block or inline).strip(), display=display))
+    return f"FORMULA{len(formulas) - 1}END"
+
+
+def _quiet(output):
+    """The output without what only made sense while it ran; None if nothing is left."""
+    if output.output_type == "stream":
+        lines = [line.rsplit("\r", 1)[-1] for line in output.text.split("\n")]
+        output.text = "\n".join(line for line in lines if not LOGS.match(line) and "it/s]" not in line)
+        return output if output.text.strip() else None
+    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        return None
+    return output
+
+
+def main(arguments=None) -> int:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m covidlib.report", description=__doc__.split("\n")[0])
+    parser.add_argument("runs_dir")
+    parser.add_argument("report_dir")
+    options = parser.parse_args(arguments)
+    try:
+        print(build(options.runs_dir, options.report_dir))
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+import json
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+from test_claims import make_runs
+
+from covidlib import claims, figures, report
+
+LOADS = re.compile(
+    r"""<(?:script|link|img|iframe|object|source)\b[^>]*?(?:src|href)=["']?(?!data:)([^"'> ]*)"""
+)
+
+
+def notebook(folder, name, cells):
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    runs_dir = make_runs(root / "runs" / "phantom" / "quick", "phantom")
+    dataset = {
+        "name": "phantom",
+        "classes": ["covid", "viral", "normal"],
+        "notes": ["Pairs <leak> here."],
+        "slices": 120,
+        "patients": 60,
+    }
+    (runs_dir / "dataset.json").write_text(json.dumps(dataset))
+    folder = root / "reports" / "phantom" / "quick"
+    history = pd.read_csv(runs_dir / "improved" / "seed-0" / "history.csv")
+    figures.save(figures.figure4_curves(history), folder / "figures", "figure4_curves")
+    (folder / "tables").mkdir()
+    pd.DataFrame({"item": ["cpu"], "here": ["x < y"]}).to_csv(folder / "tables" / "table1.csv", index=False)
+    notebook(folder / "notebooks", "02_model", [nbformat.v4.new_markdown_cell("# Model\n\n$x_1$")])
+    claims.write(claims.check(runs_dir), folder)
+    report.build(runs_dir, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(made):
+    return (made / "index.html").read_text(encoding="utf-8")
+
+
+def test_warnings_stand_before_the_claims(index):
+    top = index[: index.index('id="claims"')]
+    assert "Synthetic slices" in top and "mechanics only" in top and "not for diagnosis" in top
+    assert "Pairs &lt;leak&gt; here." in top
+
+
+def test_every_claim_has_its_verdict_in_words(index, made):
+    rows = json.loads((made / "claims.json").read_text())
+    for row in rows:
+        part = index[index.index(f'<tr id="{row["id"]}">') :]
+        assert f"<span>{row['verdict']}</span>" in part[: part.index("</tr>")]
+
+
+def test_every_numbered_figure_and_table_is_listed(index):
+    for number in range(1, 7):
+        assert f"<b>Figure {number}.</b>" in index
+    assert "<b>Table 1.</b>" in index and "<b>Table 2.</b>" in index
+    assert index.count("Not drawn in this report.") == 5 and index.count("Not made in this report.") == 1
+
+
+def test_every_link_leads_to_a_file(index, made):
+    links = re.findall(r'(?:href|src)="([^"#]+)"', index)
+    assert {"figures/figure4_curves.svg", "tables/table1.csv", "notebooks/02_model.html"} <= set(links)
+    assert all((made / link).is_file() for link in links)
+
+
+def test_nothing_is_loaded_from_a_network(made):
+    for page in made.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "<script" not in text and "@import" not in text
+        assert not [found for found in LOADS.findall(text) if "//" in found]
+
+
+def test_metrics_and_provenance(index):
+    assert "<td>improved</td>" in index and "<th>commit</th>" in index
+
+
+def test_without_claims_the_notebook_is_named(tmp_path, capsys):
+    assert report.main([str(tmp_path), str(tmp_path)]) == 2
+    assert "07_report" in capsys.readouterr().err
+
+
+def test_notebook_page(tmp_path):
+    stream = nbformat.v4.new_output(
+        "stream", name="stderr", text="  0%| \r 50%| \r100%| 2/2\nI0000 00:00 port.cc\n"
+    )
+    widget = nbformat.v4.new_output(
+        "display_data",
+        data={"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "bar: 0%"},
+    )
+    script = nbformat.v4.new_output(
+        "display_data", data={"text/html": "<b>kept</b><script>alert(1)</script>"}
+    )
+    cells = [
+        nbformat.v4.new_markdown_cell(
+            "Cost `$HOME`, $a_1 < b_{2}$ and\n\n$$p = \\frac{e^z}{\\sum_k e^k} \\qquad (2)$$"
+        ),
+        nbformat.v4.new_code_cell("print(1)", outputs=[stream, widget, script]),
+    ]
+    text = report.notebook_to_html(notebook(tmp_path, "n", cells), tmp_path / "n.html").read_text(
+        encoding="utf-8"
+    )
+    assert text.count("<math") == 2 and 'display="block"' in text and "<mfrac>" in text
+    assert "FORMULA" not in text and "$HOME" in text
+    assert "100%| 2/2" in text and "50%|" not in text and "port.cc" not in text
+    assert "bar: 0%" not in text and "<b>kept</b>" in text and "alert" not in text
