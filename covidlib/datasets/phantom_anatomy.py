@@ -14,7 +14,7 @@ SIZE = 256
 HEIGHT = 200.0
 AIR, LUNG, FAT, MUSCLE, BLOOD = -1000.0, -862.0, -105.0, 52.0, 42.0
 
-# name: (z from, z to, (x0, y0, z0), (x1, y1, z1), radius): tubes of the mediastinum
+# tubes of the mediastinum, (x, y, z) of both ends and radius; mm of a patient of scale 1
 TUBES = {
     "ascending aorta": ((-13, -30, 25), (-8, -24, 125), 16.0),
     "aortic arch": ((-10, -24, 22), (20, 12, 30), 13.5),
@@ -35,6 +35,12 @@ TUBES = {
     "left lower vein": ((10, 10, 122), (48, 18, 134), 6.0),
     "oesophagus": ((3, 14, -40), (6, 12, 220), 7.0),
     "inferior vena cava": ((-24, 4, 172), (-26, 6, 230), 12.0),
+}
+# ellipsoids: centre, half axes, turn in degrees, least share of the cut's area below the centre
+HEART = {
+    "heart": ((19, -30, 168), (60, 43, 74), 30, 0.72),
+    "right heart": ((-19, -20, 160), (28, 36, 56), 0, 0.72),
+    "left atrium": ((0, 4, 122), (34, 17, 26), 0, 0.0),
 }
 AIRWAYS = {
     "trachea": ((0, -2, -40), (-1, 4, 58), 8.6),
@@ -68,7 +74,7 @@ def draw_patient(rng, heights=(0.0, HEIGHT)):
     u, normal = rng.uniform, rng.normal
     values = dict(
         # body: sizes in mm
-        scale=u(0.88, 1.08), width=u(126, 146), depth=u(83, 103), fat=u(4, 30) * u(0.4, 1.0), back=u(2.2, 2.7),
+        scale=u(0.88, 1.08), width=u(126, 146), depth=u(83, 103), back=u(2.2, 2.7), fat=u(4, 30) * u(0.4, 1),
         breast=float(u() < 0.4) * u(0, 16), heart=u(0.85, 1.16), contrast=float(u() < 0.35) * u(60, 160),
         dome=u(156, 190), mound=u(0.9, 1.12), muscle=u(0.6, 1.25), calcium=u(), scars=int(u() < 0.3) * 2,
         # lung: HU, and what imitates disease

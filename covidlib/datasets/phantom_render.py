@@ -51,35 +51,36 @@ class Slice:
         self._mediastinum()
         self._lungs()
 
-    def _mediastinum(self):
-        s, z = self.v["scale"], self.z
-        rows = np.abs(self.y[:, anatomy.SIZE // 2]) < self.b + 4
-        columns = np.abs(self.x[anatomy.SIZE // 2]) < 105
-        self.box = np.ix_(rows, columns)
-        x, y = self.x[self.box] / s, self.y[self.box] / s
-        self.organs = []
+    def _organs(self, x, y):
+        """Names and distances (in the scale of the tables) of what the slice cuts in the mediastinum."""
+        z, found = self.z, []
         for name, (start, end, radius) in anatomy.TUBES.items():
             if min(start[2], end[2]) - radius < z < max(start[2], end[2]) + radius:
-                self.organs.append((name, tube(x, y, z, start, end, radius)))
-        for name, (cx, cy, cz), (rx, ry, rz), angle in (
-            ("heart", (19, -30, 168), (60, 43, 74), 30), ("right heart", (-19, -20, 160), (28, 36, 56), 0),
-            ("left atrium", (0, 4, 122), (34, 17, 26), 0),
-        ):
+                found.append((name, tube(x, y, z, start, end, radius)))
+        for name, ((cx, cy, cz), (rx, ry, rz), angle, least) in anatomy.HEART.items():
             size = 1 - ((z - cz) / rz) ** 2
-            if z > cz and name != "left atrium":
-                size = max(size, 0.72)
+            size = max(size, least) if z > cz else size
             if size > 0.02:
-                k = np.sqrt(size) * self.v["heart"]
-                self.organs.append((name, ellipse(x, y, cx, cy, rx * k, ry * k, angle)))
+                k = float(np.sqrt(size)) * self.v["heart"]
+                found.append((name, ellipse(x, y, cx, cy, rx * k, ry * k, angle)))
+        return found
+
+    def _mediastinum(self):
+        """Distance to the mediastinum: its organs, and the fat between them, narrow behind the breastbone."""
+        s, z = self.v["scale"], self.z
+        middle = anatomy.SIZE // 2
+        self.box = np.ix_(np.abs(self.y[:, middle]) < self.b + 4, np.abs(self.x[middle]) < 105)
+        x, y = self.x[self.box] / s, self.y[self.box] / s
+        self.organs = self._organs(x, y)
         t = np.clip((y * s + 0.95 * self.b) / (0.8 * self.b), 0, 1)
-        front = 3 + 12 * np.clip((25 - z) / 40, 0, 1) + 10 * np.clip((z - 130) / 60, 0, 1)
-        band = np.abs(x - 2 - 3 * np.sin(z / 40)) - (front + 11 * t * t * (3 - 2 * t))
+        front = 3 + 12 * min(max((25 - z) / 40, 0), 1) + 10 * min(max((z - 130) / 60, 0), 1)
+        band = np.abs(x - 2 - 3 * float(np.sin(z / 40))) - (front + 11 * t * t * (3 - 2 * t))
         band = np.maximum(band, y - (self.spine_y - 4) / s)
-        near = np.exp(-band / 4.0)
+        near = np.exp(-band / 4)
         for _, distance in self.organs:
-            near += np.exp(-(distance - 2.0) / 4.0)
+            near += np.exp((2 - distance) / 4)
         self.mediastinum = np.full_like(self.x, 50.0)
-        self.mediastinum[self.box] = -4.0 * np.log(near + 1e-6) * s
+        self.mediastinum[self.box] = -4 * s * np.log(near + 1e-6)
 
     def _lungs(self):
         v, x, y = self.v, self.x, self.y
