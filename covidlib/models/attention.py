@@ -22,13 +22,15 @@ def non_local(x, name, width, pooled_keys=True):
         x: (B, h, w, c).
         name: name of the block, prefix of its layers' names.
         width: channels of queries, keys and values.
-        pooled_keys: take keys and values from 2x2 max-pooled features; a quarter of the cost.
+        pooled_keys: take keys and values from 2x2 max-pooled features, a quarter as many. Maps of 2x2 and
+            less are not pooled: one key would be left.
 
     Returns:
         (B, h, w, c).
     """
     height, breadth, channels = x.shape[1:]
-    source = layers.MaxPooling2D(2, padding="same", name=f"{name}_pool")(x) if pooled_keys else x
+    pooled = pooled_keys and max(height, breadth) > 2
+    source = layers.MaxPooling2D(2, padding="same", name=f"{name}_pool")(x) if pooled else x
     query = _embed(x, width, f"{name}_query")  # (B, h w, width)
     key = _embed(source, width, f"{name}_key")  # (B, keys, width)
     value = _embed(source, width, f"{name}_value")  # (B, keys, width)
@@ -98,7 +100,7 @@ def attention_map(model, image, layer, position):
     if batch.shape[1:] != model.input_shape[1:]:
         raise ValueError(f"image must be {model.input_shape[1:]}. Received: image.shape={np.shape(image)}")
 
-    reader = keras.Model(model.inputs, model.get_layer(f"{layer}_weights").output)
+    reader = keras.Model(model.input, model.get_layer(f"{layer}_weights").output)
     weights = ops.convert_to_numpy(reader(batch, training=False))[0]  # (queries, keys)
     query = position[0] * grid[1] + position[1] if len(weights) > 1 else 0
     return weights[query].reshape(model.get_layer(f"{layer}_key").output.shape[1:3])

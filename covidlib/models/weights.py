@@ -5,6 +5,7 @@ Files are read as arrays, by layer name, and checked as a whole before the first
 
 import io
 import math
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -87,7 +88,7 @@ def _download(backbone):
     try:
         return Path(keras.utils.get_file(name, address, cache_subdir="models", file_hash=md5))
     except Exception as error:
-        target = Path(keras.config.keras_home()) / "models" / name
+        target = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models" / name
         raise FileNotFoundError(
             f"could not download the ImageNet weights of {backbone} ({error}). Fetch {address} on a machine "
             f'with a network and put it at {target}, or use weights="none". Received: weights=\'imagenet\''
@@ -122,12 +123,13 @@ def _layers_by_attribute(file):
 
 
 def _layers_by_name(file):
-    """The layout of Keras 3: groups named by class, the layer's name in an attribute."""
+    """The layout of Keras 3: groups named by class, the layer's name in an attribute of its variables."""
     arrays = {}
     for group in file["layers"].values():
         if "vars" in group and len(group["vars"]):
             variables = group["vars"]
-            arrays[_text(group.attrs["name"])] = [variables[key][()] for key in sorted(variables, key=int)]
+            ordered = sorted(variables, key=int)
+            arrays[_text(variables.attrs["name"])] = [variables[key][()] for key in ordered]
     return arrays
 
 

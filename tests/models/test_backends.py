@@ -1,0 +1,89 @@
+"""The same network on another backend, and the same training twice, each in a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from covidlib.models import attention_map, build_classifier
+
+CLASSES = ("covid", "viral", "normal")
+
+ON_JAX = """
+import sys
+import keras, numpy as np
+from covidlib.models import attention_map, build_classifier
+folder = sys.argv[1]
+assert keras.backend.backend() == "jax"
+x, y = np.load(folder + "/x.npy"), np.eye(3, dtype="float32")
+fresh = build_classifier("improved", ("covid", "viral", "normal"), 64, precision="float32", seed=5)
+fresh.save_weights(folder + "/fresh.weights.h5")
+model = keras.saving.load_model(folder + "/saved.keras", safe_mode=True)
+model.compile("sgd", "categorical_crossentropy")
+before = model.get_weights()
+np.save(folder + "/saved.npy", model.predict(x, verbose=0))
+np.save(folder + "/map.npy", attention_map(model, x[0], "attention_conv3", (3, 4)))
+model.fit(x, y, batch_size=3, verbose=0)
+assert any(np.any(a != b) for a, b in zip(before, model.get_weights()))
+assert np.isfinite(model.predict(x, verbose=0)).all()
+"""
+
+TWICE = """
+import hashlib
+import keras, numpy as np, tensorflow as tf
+from covidlib.models import build_classifier
+tf.config.experimental.enable_op_determinism()
+rng = np.random.default_rng(0)
+x, y = rng.uniform(0, 255, (16, 48, 48, 1)).astype("float32"), np.eye(3, dtype="float32")[np.arange(16) % 3]
+for run in range(2):
+    keras.utils.set_random_seed(7)
+    model = build_classifier("improved", ("covid", "viral", "normal"), 48, seed=7)
+    start = model.get_weights()
+    model.compile("sgd", "categorical_crossentropy")
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert any(np.any(a != b) for a, b in zip(start, model.get_weights()))
+    print(hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest())
+"""
+
+
+def python(code, *arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs the extra jax")
+def test_jax_builds_trains_and_agrees(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (3, 64, 64, 1)).astype("float32")
+    model = build_classifier("improved", CLASSES, 64, precision="float32", seed=5)
+    start = model.get_weights()
+    for variable in model.variables:  # attention that does something
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.0, variable.shape))
+    model.save(tmp_path / "saved.keras")
+    np.save(tmp_path / "x.npy", x)
+    python(ON_JAX, tmp_path, KERAS_BACKEND="jax")
+    want = keras.ops.convert_to_numpy(model(x, training=False))
+    np.testing.assert_allclose(np.load(tmp_path / "saved.npy"), want, atol=1e-4)
+    want = attention_map(model, x[0], "attention_conv3", (3, 4))
+    np.testing.assert_allclose(np.load(tmp_path / "map.npy"), want, atol=1e-4)
+    model.load_weights(tmp_path / "fresh.weights.h5")
+    assert all(np.array_equal(have, want) for have, want in zip(model.get_weights(), start, strict=True))
+
+
+@pytest.mark.slow
+def test_training_twice_gives_the_same_bytes():
+    first, second = python(TWICE, KERAS_BACKEND="tensorflow")
+    assert first == second

@@ -1,0 +1,189 @@
+"""Weights from files: keras.applications' and this library's, and what goes wrong with them."""
+
+import keras
+import numpy as np
+import pytest
+
+from covidlib.models import build_classifier
+from covidlib.models import weights as starting_weights
+
+CLASSES = ("covid", "viral", "normal")
+
+
+def randomise(model, seed=0):
+    """Weights that use every layer: no zero bias, no unit statistics."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.0, variable.shape))
+        elif variable.name in ("bias", "beta", "moving_mean"):
+            variable.assign(rng.normal(0.0, 0.1, variable.shape))
+
+
+@pytest.fixture(scope="module")
+def applications(tmp_path_factory):
+    """keras.applications' ResNet50 with three classes and random weights, and its .h5 file."""
+    keras.utils.set_random_seed(0)
+    model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=3)
+    randomise(model)
+    path = tmp_path_factory.mktemp("weights") / "resnet50.h5"
+    model.save(path)
+    return model, path
+
+
+def build(weights, variant="resnet50", **options):
+    return build_classifier(variant, CLASSES, 64, weights=weights, precision="float32", **options)
+
+
+def run(model, x):
+    return keras.ops.convert_to_numpy(model(x, training=False))
+
+
+def assert_equal(have, want):
+    for one, other in zip(have, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def slices(count=3):
+    return np.random.default_rng(1).integers(0, 256, (count, 64, 64, 1)).astype("float32")
+
+
+def test_output_equals_keras_applications(applications):
+    theirs, path = applications
+    ours = build(path)
+    ours.get_layer("logits").set_weights(theirs.get_layer("predictions").get_weights())
+    x = slices()
+    prepared = keras.applications.resnet.preprocess_input(np.repeat(x, 3, axis=-1))
+    np.testing.assert_allclose(run(ours, x), run(theirs, prepared), atol=1e-4)
+    pooled = [keras.Model(model.input, model.get_layer("avg_pool").output) for model in (ours, theirs)]
+    features = run(pooled[0], x), run(pooled[1], prepared)
+    np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-4 * features[1].max())
+    names = {layer.name for layer in ours.layers}
+    assert {layer.name for layer in theirs.layers[1:-1]} <= names
+
+
+@pytest.mark.parametrize(
+    ("variant", "network", "module"),
+    [("mobilenet_v2", "MobileNetV2", "mobilenet_v2"), ("densenet169", "DenseNet169", "densenet")],
+)
+def test_other_networks_get_their_own_normalisation(variant, network, module, tmp_path):
+    theirs = getattr(keras.applications, network)(
+        weights=None, input_shape=(64, 64, 3), include_top=False, pooling="avg"
+    )
+    randomise(theirs)
+    theirs.save(tmp_path / "network.h5")
+    ours = build(tmp_path / "network.h5", variant)
+    pooled = keras.Model(ours.input, ours.get_layer("avg_pool").output)
+    x = slices()
+    prepared = getattr(keras.applications, module).preprocess_input(np.repeat(x, 3, axis=-1))
+    want = run(theirs, prepared)
+    np.testing.assert_allclose(run(pooled, x), want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A classifier of this library whose weights differ from those that any seed gives."""
+    model = build(None, "improved")
+    randomise(model, seed=2)
+    return model
+
+
+@pytest.mark.parametrize("name", ["model.keras", "best.weights.h5"])
+@pytest.mark.parametrize("variant", ["improved", "resnet50"])
+def test_own_files_give_all_but_the_head(trained, name, variant, tmp_path):
+    (trained.save if name.endswith(".keras") else trained.save_weights)(tmp_path / name)
+    fresh, loaded = build(None, variant), build(str(tmp_path / name), variant)
+    for layer in loaded.layers:
+        source = fresh if layer.name == "logits" else trained
+        if layer.weights:
+            assert_equal(layer.get_weights(), source.get_layer(layer.name).get_weights())
+
+
+def test_a_plain_file_leaves_pyramid_and_attention_as_they_start(applications):
+    fresh, loaded = build(None, "improved"), build(applications[1], "improved")
+    for name in ("fpn_p3_output", "attention_conv4_query", "logits"):
+        np.testing.assert_array_equal(*(model.get_layer(name).get_weights()[0] for model in (fresh, loaded)))
+    kernel = loaded.get_layer("conv4_block6_2_conv").get_weights()[0]
+    np.testing.assert_array_equal(kernel, applications[0].get_layer("conv4_block6_2_conv").get_weights()[0])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weight file .*absent.h5.*imagenet"):
+        build(tmp_path / "absent.h5")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_file_is_refused(applications, tmp_path, share):
+    content = applications[1].read_bytes()
+    (tmp_path / "cut.h5").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="cut.h5 is no weight file, or damaged or cut short"):
+        build(tmp_path / "cut.h5")
+
+
+def test_a_truncated_archive_is_refused(trained, tmp_path):
+    trained.save(tmp_path / "model.keras")
+    content = (tmp_path / "model.keras").read_bytes()
+    (tmp_path / "model.keras").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        build(tmp_path / "model.keras")
+
+
+def other_networks():
+    shape = {"weights": None, "input_shape": (64, 64, 3), "include_top": False}
+    return {
+        "a deeper network": lambda: keras.applications.ResNet101(**shape),
+        "another family": lambda: keras.applications.MobileNetV2(**shape),
+        "other widths": lambda: keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 7, name="conv1_conv")]
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", other_networks())
+def test_another_architecture_is_refused_and_changes_nothing(case, tmp_path):
+    other_networks()[case]().save(tmp_path / "other.h5")
+    model = build(None)
+    before = model.get_weights()
+    names = [layer.name for layer in model.layers if layer.name.startswith("conv")]
+    with pytest.raises(ValueError, match="does not fit .* of 'resnet50'.*Give weights of resnet50"):
+        starting_weights.load_weights(model, tmp_path / "other.h5", "resnet50", names)
+    assert_equal(model.get_weights(), before)
+
+
+def test_a_pyramid_of_another_width_is_refused(trained, tmp_path):
+    trained.save_weights(tmp_path / "own.weights.h5")
+    with pytest.raises(ValueError, match="fpn_p2_lateral has shapes .* instead of"):
+        build(tmp_path / "own.weights.h5", "resnet50_fpn", fpn_width=32)
+
+
+def test_imagenet_asks_keras_for_the_published_file(applications, monkeypatch):
+    asked = []
+
+    def get_file(name, address, cache_subdir, file_hash):
+        asked.append((name, address.startswith("https://"), cache_subdir, file_hash))
+        return str(applications[1])
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    model = build("imagenet")
+    name = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    assert asked == [(name, True, "models", "4d473c1dd8becc155b73f8504c6f6626")]
+    kernel = model.get_layer("conv1_conv").get_weights()[0]
+    np.testing.assert_array_equal(kernel, applications[0].get_layer("conv1_conv").get_weights()[0])
+
+
+@pytest.mark.parametrize("variant", ["improved", "mobilenet_v2", "densenet169"])
+def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(variant, monkeypatch):
+    def get_file(name, address, **options):
+        raise Exception(f"URL fetch failure on {address}")
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    with pytest.raises(FileNotFoundError, match=r'Fetch https://\S+\.h5 .* at \S+models\S+\.h5.*"none"'):
+        build("imagenet", variant)
+
+
+def test_the_addresses_and_hashes_are_those_of_keras():
+    from keras.src.applications import densenet, resnet
+
+    assert starting_weights.IMAGENET["resnet50"][1] == resnet.WEIGHTS_HASHES["resnet50"][1]
+    assert starting_weights.IMAGENET["resnet50"][0].startswith(resnet.BASE_WEIGHTS_PATH)
+    assert starting_weights.IMAGENET["densenet169"][0] == densenet.DENSENET169_WEIGHT_PATH_NO_TOP
