@@ -128,7 +128,8 @@ def _sheet(patients, errors, thumbnails) -> str:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "png")
         code = base64.b64encode(buffer.getvalue()).decode()
-        pictures[patient] = f'<img alt="first slice of {html.escape(patient, quote=True)}" src="data:image/png;base64,{code}">'
+        alt = html.escape(f"first slice of {patient}", quote=True)
+        pictures[patient] = f'<img alt="{alt}" src="data:image/png;base64,{code}">'
     table = patients.round(3).map(lambda value: html.escape(str(value)))
     table.insert(0, "first slice", [pictures.get(patient, "") for patient in patients["patient"]])
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Predictions</title>'

@@ -8,7 +8,8 @@ from covidlib import provenance
 
 
 def test_collect_is_plain_data_with_everything_a_result_needs():
-    found = provenance.collect({"seed": 3, "slices": (1, 2)}, manifest_sha256="ab", precision="float32", wall_seconds=1.26)
+    found = provenance.collect({"seed": 3, "slices": (1, 2)}, manifest_sha256="ab", precision="float32",
+                               wall_seconds=1.26)
     assert json.loads(json.dumps(found)) == found
     assert found["parameters"] == {"seed": 3, "slices": [1, 2]}
     assert found["packages"]["keras"] == keras.__version__

@@ -41,8 +41,9 @@ class Source:
 def load(dataset, data_root=None, slices_per_class=None, seed=0):
     """Manifest of a data set as a Source.
 
-    `slices_per_class` (whole numbers in class order, None for all) says how many phantoms to draw; of a
-    real set it keeps at most as many slices, spread over as many patients as it can, chosen by `seed`.
+    `slices_per_class` (whole numbers in class order, one for all classes alike, None for the whole set) says
+    how many phantoms to draw; of a real set it keeps at most as many slices, spread over as many patients as
+    it can, chosen by `seed`.
     `slice_index` is the slice within a volume; for files of one slice it only tells their order.
     ValueError for an unknown set or bad counts, FileNotFoundError where the folder is not such a set.
     """
@@ -194,10 +195,11 @@ def _subset(manifest, bounds, seed):
 
 def _check_counts(counts, classes):
     values = list(counts) if isinstance(counts, (list, tuple)) else [counts]
+    values = values * len(classes) if len(values) == 1 else values
     whole = all(isinstance(value, (int, np.integer)) and value >= 1 for value in values)
     if len(values) != len(classes) or not whole:
         raise ValueError(
-            f"slices_per_class must be {len(classes)} whole numbers of at least 1, for {', '.join(classes)}. "
+            f"slices_per_class must be {len(classes)} whole numbers of at least 1, for {', '.join(classes)}, or one. "
             f"Received: slices_per_class={counts}"
         )
     return tuple(int(value) for value in values)
