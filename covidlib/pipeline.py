@@ -77,7 +77,8 @@ def write_atomically(path, write):
 
 def quiet():
     """Whether a progress bar has nobody to show itself to: neither a terminal nor a notebook."""
-    return not sys.stderr.isatty() and "ipykernel" not in sys.modules
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return not sys.stderr.isatty() and not hasattr(shell, "kernel")
 
 
 class Batches(keras.utils.PyDataset):

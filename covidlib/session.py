@@ -150,7 +150,7 @@ class Session:
         if row["val_loss"] is not None and (not losses or row["val_loss"] < losses[0]):
             self.model.save_weights(self._best(epoch))
             self.state["best_epoch"] = epoch
-        arrays = {str(n): keras.ops.convert_to_numpy(v) for n, v in enumerate(self._variables())}
+        arrays = {str(n): variable.numpy() for n, variable in enumerate(self._variables())}
         write_atomically(self._checkpoint(epoch), lambda file: np.savez(file, **arrays))
         history.append(row)
         state = {**self.state, "wall_seconds": self._wall_seconds()}

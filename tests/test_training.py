@@ -1,0 +1,310 @@
+"""A tiny network stands in for the variants where only the machinery around them is looked at."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from covidlib import runs, session, training
+
+CLASSES = ("covid", "viral", "normal")
+SIZE = 32
+OPTIONS = {"image_size": SIZE, "epochs": 3, "batch_size": 8, "seed": 1, "precision": "mixed_bfloat16"}
+FILES = {"model.keras", "best.weights.h5", "history.csv", "predictions.csv", "run.json"}
+
+
+def toy():
+    """30 slices whose brightness tells the class; two to a patient."""
+    n, rng = 30, np.random.default_rng(0)
+    codes = np.arange(n) // 2 % 3
+    images = (rng.random((n, SIZE, SIZE)) * 40 + 70 * codes[:, None, None]).astype(np.uint8)
+    manifest = pd.DataFrame({
+        "path": [f"{k}.png" for k in range(n)], "label": np.array(CLASSES)[codes],
+        "patient": [f"p{k // 2}" for k in range(n)], "slice_index": 0,
+        "split": np.repeat(["train", "val", "test"], [18, 6, 6]),
+    })
+    return SimpleNamespace(manifest=manifest, classes=CLASSES, root="", name="toy", notes=[]), images
+
+
+def tiny(variant, classes, image_size, weights, precision, seed):
+    """Convolution, batch normalisation and dropout, to take the place of build_classifier."""
+    layers, policy = keras.layers, precision
+    x = inputs = keras.Input((image_size, image_size, 1))
+    x = layers.Conv2D(4, 3, 2, dtype=policy, kernel_initializer=keras.initializers.GlorotUniform(seed))(x)
+    x = layers.BatchNormalization(momentum=0.8, dtype=policy)(x)
+    x = layers.GlobalAveragePooling2D(dtype="float32")(x)
+    x = layers.Dropout(0.2, seed=seed, dtype="float32")(x)
+    return keras.Model(inputs, layers.Dense(len(classes), "softmax", dtype="float32")(x))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(session, "build_classifier", tiny)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a finished run of the real resnet50."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "resnet50" / "seed-1"
+    training.train(*toy(), folder, "resnet50", **OPTIONS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a finished run of the tiny network; not to be written to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "build_classifier", tiny)
+        train(folder)
+    return folder
+
+
+def train(folder, **changes):
+    source, images = toy()
+    return training.train(source, images, folder, "tiny", **(OPTIONS | changes))
+
+
+def script(folder, variant, **options):
+    code = (
+        "import sys; sys.path.insert(0, 'tests');"
+        "from test_training import tiny, toy; from covidlib import session, training;"
+        f"session.build_classifier = tiny if {variant!r} == 'tiny' else session.build_classifier;"
+        f"training.train(*toy(), {str(folder)!r}, {variant!r}, **{options!r})"
+    )
+    return [sys.executable, "-c", code]
+
+
+def arrays(folder):
+    return keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=True).get_weights()
+
+
+def assert_same_run(one, other):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        assert a.tobytes() == b.tobytes()
+    for name in ("best.weights.h5", "predictions.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (one, other)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+@pytest.mark.slow
+def test_killed_and_restarted_it_ends_like_an_undisturbed_run(undisturbed, tmp_path, repository, capsys):
+    folder = tmp_path / "seed-1"
+    state = tmp_path / "seed-1.partial" / "state.json"
+    process = subprocess.Popen(script(folder, "resnet50", **OPTIONS), cwd=repository)
+    deadline = time.monotonic() + 300
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = len(json.loads(state.read_text())["history"])
+    assert 1 <= done < OPTIONS["epochs"] and not folder.exists()
+    training.train(*toy(), folder, "resnet50", **OPTIONS)
+    assert f"going on after epoch {done}" in capsys.readouterr().out
+    assert not state.parent.exists()
+    assert_same_run(undisturbed, folder)
+
+
+def test_a_run_directory_holds_what_it_should(undisturbed):
+    assert {path.name for path in undisturbed.iterdir()} == FILES
+    (run,) = training.find_runs(undisturbed.parents[1])
+    assert run.path == undisturbed and run.classes == CLASSES
+    assert list(run.history.columns) == session.HISTORY and run.history["epoch"].tolist() == [1, 2, 3]
+    assert run.history.notna().all(axis=None)
+    columns = ["path", "slice_index", "patient", "split", "label", *(f"p_{name}" for name in CLASSES)]
+    assert list(run.predictions.columns) == columns
+    assert run.predictions["split"].value_counts().to_dict() == {"val": 6, "test": 6}
+    assert np.allclose(run.predictions[columns[5:]].sum(axis=1), 1, atol=1e-5)
+    assert run.metrics["test"]["n"] == run.metrics["val"]["n"] == 6
+    assert run.content["best_epoch"] == run.history["val_loss"].idxmin() + 1
+    assert {key: run.parameters[key] for key in OPTIONS} == OPTIONS
+    assert run.provenance["manifest_sha256"] and run.provenance["precision"] == "mixed_bfloat16"
+    assert run.content["model"]["parameters"] > 23e6
+
+
+def test_the_saved_model_knows_no_optimiser_and_gives_the_predictions(undisturbed):
+    model = keras.saving.load_model(undisturbed / "model.keras", safe_mode=True)
+    assert getattr(model, "optimizer", None) is None
+    assert (undisturbed / "model.keras").stat().st_size < 100e6
+    source, images = toy()
+    run = training.read_run(undisturbed)
+    found = model.predict(images[18:, ..., None].astype("float32"), verbose=0)
+    assert np.allclose(found, run.predictions[[f"p_{name}" for name in CLASSES]], atol=2e-2)
+    assert session.weights_sha256(model) == run.content["model"]["weights_sha256"]
+    model.load_weights(undisturbed / "best.weights.h5")
+
+
+def test_two_undisturbed_runs_are_the_same_and_another_seed_is_not(small, whole, tmp_path):
+    again, other = train(tmp_path / "again"), train(tmp_path / "other", seed=2)
+    assert_same_run(whole, tmp_path / "again")
+    assert again["model"]["weights_sha256"] != other["model"]["weights_sha256"]
+
+
+@pytest.mark.parametrize("moment", ["_fit_epoch", "_save", "_predict"])
+def test_interrupted_anywhere_it_goes_on(small, whole, tmp_path, monkeypatch, moment):
+    original, calls = getattr(session.Session, moment), []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == (1 if moment == "_predict" else 2):
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session.Session, moment, interrupted)
+        train(tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    train(tmp_path / "cut")
+    assert_same_run(whole, tmp_path / "cut")
+
+
+def test_a_checkpoint_holds_the_whole_state_exactly(small, tmp_path):
+    folder = tmp_path / "run"
+    options = OPTIONS | {"learning_rate": 1e-3, "class_weights": False, "early_stopping": None}
+    parameters = options | {"variant": "tiny", "weights": None, "augmentation": "paper"}
+    one = session.Session(*toy(), folder, parameters)
+    one._save(one._fit_epoch(0))
+    before = [variable.numpy() for variable in one._variables()]
+    two = session.Session(*toy(), folder, parameters)
+    after = [variable.numpy() for variable in two._variables()]
+    assert int(two.trainer.optimizer.iterations) == 3
+    assert any("seed_generator" in variable.path for variable in two._variables())
+    for a, b in zip(before, after, strict=True):
+        assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def test_a_finished_run_is_returned_at_once(whole, monkeypatch):
+    monkeypatch.setattr(session, "build_classifier", lambda *_, **__: pytest.fail("built again"))
+    partial = whole.with_name("run.partial")
+    partial.mkdir()
+    assert train(whole) == training.read_run(whole).content
+    assert not partial.exists()
+
+
+def test_a_run_with_other_parameters_is_not_overwritten(whole):
+    with pytest.raises(ValueError, match="epochs=3 instead of 2"):
+        train(whole, epochs=2)
+    source, images = toy()
+    with pytest.raises(ValueError, match="data_sha256"):
+        training.train(source, 255 - images, whole, "tiny", **OPTIONS)
+
+
+def test_a_partial_run_with_other_parameters_is_discarded(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session.Session, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(tmp_path / "run", epochs=1)
+    with pytest.warns(UserWarning, match="learning_rate=0.001 instead of 0.002: starting over"):
+        train(tmp_path / "run", epochs=1, learning_rate=2e-3)
+    assert training.read_run(tmp_path / "run").parameters["learning_rate"] == 2e-3
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(small, tmp_path, monkeypatch):
+    original = session.Session._fit_epoch
+
+    def spoiled(self, epoch):
+        if epoch == 1:
+            self.model.layers[-1].bias.assign([np.nan] * 3)
+        return original(self, epoch)
+
+    monkeypatch.setattr(session.Session, "_fit_epoch", spoiled)
+    with pytest.raises(FloatingPointError, match="nan in epoch 2: lower .* Received: learning_rate=0.001"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run.partial" / "epoch-0001.npz").exists()
+    assert len(runs.read_json(tmp_path / "run.partial" / "state.json")["history"]) == 1
+
+
+def test_without_validation_slices_the_best_epoch_is_the_last(small, tmp_path):
+    source, images = toy()
+    source.manifest["split"] = source.manifest["split"].replace("val", "train")
+    content = training.train(source, images, tmp_path / "run", "tiny", **OPTIONS)
+    run = training.read_run(tmp_path / "run")
+    assert run.history[["val_loss", "val_accuracy"]].isna().all(axis=None)
+    assert content["best_epoch"] == 3 and set(content["metrics"]) == {"test"}
+    with pytest.raises(ValueError, match="no validation slices"):
+        training.train(source, images, tmp_path / "other", "tiny", **OPTIONS, early_stopping=1)
+
+
+def test_early_stopping_is_off_by_default_and_stops_when_asked(small, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.4, 0.6, 0.45, 0.3, 0.2])
+    original = session.Session._fit_epoch
+    monkeypatch.setattr(
+        session.Session, "_fit_epoch", lambda self, epoch: original(self, epoch) | {"val_loss": next(losses)}
+    )
+    content = train(tmp_path / "run", epochs=6, early_stopping=2)
+    assert content["epochs_trained"] == 4 and content["best_epoch"] == 2
+    assert content["parameters"]["early_stopping"] == 2
+
+
+def test_class_weights_balance_the_classes(small, tmp_path):
+    source, images = toy()
+    training_rows = source.manifest["split"] == "train"
+    drop = source.manifest.index[training_rows & (source.manifest["label"] == "viral")][2:]
+    source.manifest.loc[drop, "split"] = ""
+    parameters = OPTIONS | {"variant": "tiny", "weights": None, "learning_rate": 1e-3}
+    found = session.Session(source, images, tmp_path / "run", parameters)._class_weights()
+    assert found == pytest.approx({0: 14 / 18, 1: 14 / 6, 2: 14 / 18})
+    options = OPTIONS | {"epochs": 1}
+    plain = training.train(source, images, tmp_path / "plain", "tiny", **options)
+    weighted = training.train(source, images, tmp_path / "weighted", "tiny", **options, class_weights=True)
+    assert plain["model"]["weights_sha256"] != weighted["model"]["weights_sha256"]
+
+
+def test_it_learns_what_brightness_tells(small, tmp_path):
+    content = train(tmp_path / "run", epochs=20, learning_rate=0.03, augmentation="none")
+    assert content["metrics"]["test"]["accuracy"] == 1.0
+
+
+def test_mistakes_are_named_before_anything_is_written(small, tmp_path):
+    source, images = toy()
+    cases = [
+        ({"epochs": 0}, "from 1 up. Received: epochs=0"),
+        ({"batch_size": 0}, "Received: batch_size=0"),
+        ({"seed": -1}, "from 0 up. Received: seed=-1"),
+        ({"learning_rate": 0.0}, "Received: learning_rate=0.0"),
+        ({"early_stopping": 0}, "Received: early_stopping=0"),
+        ({"image_size": 64}, r"uint8 \(30, 64, 64\)"),
+        ({"augmentation": "strong"}, "one of paper, mild, none"),
+        ({"precision": "float8"}, "precision must be one of"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path / "run", **changes)
+    source.manifest.loc[source.manifest["label"] == "viral", "split"] = "test"
+    with pytest.raises(ValueError, match="none of: viral"):
+        training.train(source, images, tmp_path / "run", "tiny", **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_variant_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'resnet50'"):
+        training.train(*toy(), tmp_path / "run", "resnet5", **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_run_names_the_mend(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run notebook 03_training first"):
+        training.read_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run notebook 03_training first"):
+        training.find_runs(tmp_path)
+
+
+@pytest.mark.slow
+def test_training_on_jax(tmp_path, repository):
+    pytest.importorskip("jax")
+    folder = tmp_path / "run"
+    options = OPTIONS | {"epochs": 1, "precision": "float32"}
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    command = script(folder, "tiny", **options)
+    subprocess.run(command, cwd=repository, env=environment, check=True, timeout=300)
+    run = training.read_run(folder)
+    assert run.parameters["backend"] == "jax" and np.isfinite(run.history["loss"]).all()
