@@ -31,7 +31,7 @@ PAPER = {
 def style() -> None:
     """One look for all figures: seaborn's white grid with its colour-blind-safe palette."""
     sns.set_theme(style="whitegrid", palette="colorblind", rc={
-        "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True,
+        "figure.dpi": 100, "savefig.dpi": 150,
         "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
         "svg.hashsalt": "covidlib", "pdf.fonttype": 42,
     })
@@ -43,14 +43,17 @@ def save(figure, folder, name) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     paths = [folder / f"{name}.{kind}" for kind in metadata]
+    pictures = [image for axis in figure.axes for image in axis.images]
     with plt.rc_context({"svg.hashsalt": "covidlib"}):
         for path, facts in zip(paths, metadata.values(), strict=True):
+            for image in pictures:  # vector files hold pictures as they are, not enlarged
+                image.set_interpolation(None if path.suffix == ".png" else "none")
             figure.savefig(path, metadata=facts, bbox_inches="tight")
     return paths
 
 
 def _new(width, height, rows=1, columns=1):
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
     plt.close(figure)
     return figure, axes.ravel()
 
@@ -101,7 +104,7 @@ def figure4_curves(history, n_training=None, n_validation=None):
     for axis, unit in zip(axes, ("accuracy (fraction correct)", "loss (cross-entropy, nats)"), strict=True):
         axis.set(xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
     axes[0].set_ylim(0, 1.02)
     axes[0].set_title(_lowest_loss(histories))
     return figure
@@ -154,7 +157,7 @@ def figure6_confusion(confusion):
 
 def roc(curves, n):
     """One curve per class against the rest, of `n` slices. curves: DataFrame class, fpr, tpr."""
-    figure, (axis,) = _new(5.5, 5)
+    figure, (axis,) = _new(5.5, 5.2)
     areas = {}
     for name, part in curves.groupby("class", sort=False):
         areas[name] = np.trapezoid(part["tpr"], part["fpr"])
@@ -162,7 +165,7 @@ def roc(curves, n):
     best = f"{max(areas, key=areas.get)} is told apart best" if areas else "No class has a curve"
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity (true positive rate)",
-             aspect="equal", title=f"{best} (n = {n} slices)")
+             aspect="equal", ylim=(-0.02, 1.02), title=f"{best} (n = {n} slices)")
     axis.legend(loc="lower right", fontsize=9)
     return figure
 
@@ -174,24 +177,23 @@ def comparison(table):
     paired 95 % interval over patients on the right.
     """
     table = table.iloc[::-1].reset_index(drop=True)
-    figure, (left, right) = _new(11, 1.6 + 0.45 * len(table), 1, 2)
+    figure, (left, right) = _new(11, 2 + 0.45 * len(table), 1, 2)
     left.errorbar(table["accuracy_mean"], table.index, xerr=table["accuracy_sd"].fillna(0), fmt="o",
-                  capsize=4, label="here (bar: sd over seeds)")
+                  capsize=4, label="here (bars: sd over seeds; 95 % interval of the difference)")
     others = table[table["difference_low"].notna() & (table["variant"] != "resnet50")]
     mean, low, high = (others[name] for name in ("difference", "difference_low", "difference_high"))
-    right.errorbar(mean, others.index, xerr=[mean - low, high - mean], fmt="o", capsize=4,
-                   label="here (bar: 95 % interval)")
+    right.errorbar(mean, others.index, xerr=[mean - low, high - mean], fmt="o", capsize=4)
     known = {i: PAPER["accuracy"][v] for i, v in table["variant"].items() if v in PAPER["accuracy"]}
     left.plot(list(known.values()), list(known), "D", color="C1", label="paper (its own images)")
     gains = {i: value - PAPER["accuracy"]["resnet50"] for i, value in known.items()
              if table["variant"][i] != "resnet50"}
-    right.plot(list(gains.values()), list(gains), "D", color="C1", label="paper")
+    right.plot(list(gains.values()), list(gains), "D", color="C1")
     right.axvline(0, color="grey", linestyle=":")
     names = [f"{row.variant} ({row.seeds} seed{'s'[:row.seeds > 1]})" for row in table.itertuples()]
     for axis, labels in ((left, names), (right, [])):
         axis.set(yticks=table.index, yticklabels=labels or [""] * len(table), ylim=(-0.6, len(table) - 0.4))
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
-    left.set(xlabel="accuracy on the test part (fraction correct)", title=f"{_highest(table)} scores highest")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    left.set(xlabel="accuracy on the test part (fraction correct)", title=_highest(table))
     right.locator_params(axis="x", nbins=6)
     clear = others[(low > 0) | (high < 0)]["variant"]
     right.set(xlabel="accuracy - accuracy of resnet50",
@@ -200,7 +202,8 @@ def comparison(table):
 
 
 def _highest(table) -> str:
-    return table.loc[table["accuracy_mean"].idxmax(), "variant"]
+    best = table.loc[table["accuracy_mean"] == table["accuracy_mean"].max(), "variant"]
+    return f"{best.iloc[0]} scores highest" if len(best) == 1 else f"{len(best)} variants share first place"
 
 
 def speed(table):

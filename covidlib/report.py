@@ -31,6 +31,7 @@ TABLES = {
     "table1": ("Table 1", "The machine of the paper and the one used here (§3.1)."),
     "table2": ("Table 2", "Accuracy and images per second beside the paper's (§3.3)."),
 }
+ROWS = 24  # of a table that the page shows; the CSV has all
 LOGS = re.compile(r"[IWEF]\d{4} |WARNING: All log messages before absl|To enable the following instructions")
 MATH = re.compile(r"(`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)", re.DOTALL)
 
@@ -80,11 +81,13 @@ def _gallery(folder, kind, known) -> list[dict]:
 
 
 def _read_table(path) -> str:
-    table = pd.read_csv(path).head(40)
+    whole = pd.read_csv(path)
+    table = whole.head(ROWS)
     numbers = table.select_dtypes("number").columns
     table[numbers] = table[numbers].map(
         lambda x: f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}", na_action="ignore")
-    return table.to_html(index=False, border=0, na_rep="")
+    more = f"<p>The first {ROWS} of {len(whole)} rows.</p>" if len(whole) > ROWS else ""
+    return table.to_html(index=False, border=0, na_rep="") + more
 
 
 def _metrics(runs_dir) -> list[list]:

@@ -112,6 +112,10 @@ def test_comparison_title_follows_the_intervals(compared):
     assert texts(figures.comparison(wide))[1] == "Clearly different from resnet50: none"
 
 
+def test_comparison_tells_a_tie(compared):
+    assert texts(figures.comparison(compared.assign(accuracy_mean=0.5)))[0] == "2 variants share first place"
+
+
 def test_comparison_without_the_baseline(compared):
     alone = compared[1:].assign(difference=np.nan, difference_low=np.nan, difference_high=np.nan)
     assert texts(figures.comparison(alone))[1] == "Clearly different from resnet50: none"
