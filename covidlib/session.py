@@ -137,8 +137,12 @@ class Session:
     def _variables(self):
         return [*self.trainer.variables, *self.trainer.optimizer.variables]
 
+    def _write_variables(self, file):
+        for variable in self._variables():
+            np.save(file, variable.numpy())
+
     def _checkpoint(self, epoch):
-        return self.folder / f"epoch-{epoch:04d}.npz"
+        return self.folder / f"epoch-{epoch:04d}.arrays"
 
     def _best(self, epoch):
         return self.folder / f"best-{epoch:04d}.weights.h5"
@@ -150,8 +154,7 @@ class Session:
         if row["val_loss"] is not None and (not losses or row["val_loss"] < losses[0]):
             self.model.save_weights(self._best(epoch))
             self.state["best_epoch"] = epoch
-        arrays = {str(n): variable.numpy() for n, variable in enumerate(self._variables())}
-        write_atomically(self._checkpoint(epoch), lambda file: np.savez(file, **arrays))
+        write_atomically(self._checkpoint(epoch), self._write_variables)
         history.append(row)
         state = {**self.state, "wall_seconds": self._wall_seconds()}
         current = self.folder / "state.json"
@@ -174,9 +177,9 @@ class Session:
         return True
 
     def _load(self):
-        with np.load(self._checkpoint(len(self.state["history"]))) as arrays:
-            for n, variable in enumerate(self._variables()):
-                variable.assign(arrays[str(n)])
+        with open(self._checkpoint(len(self.state["history"])), "rb") as file:
+            for variable in self._variables():
+                variable.assign(np.load(file))
         print(f"{self._name()}: going on after epoch {len(self.state['history'])}", flush=True)
 
     def _name(self):

@@ -219,7 +219,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(sm
     with pytest.raises(FloatingPointError, match="nan in epoch 2: lower .* Received: learning_rate=0.001"):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert (tmp_path / "run.partial" / "epoch-0001.npz").exists()
+    assert (tmp_path / "run.partial" / "epoch-0001.arrays").exists()
     assert len(runs.read_json(tmp_path / "run.partial" / "state.json")["history"]) == 1
 
 
