@@ -3,7 +3,7 @@
 `covid`: ground-glass patches, mostly at the pleura, at the back and on both sides, some with thickened septa
 (crazy paving), some consolidated. `viral`: one-sided or central consolidation, tree-in-bud nodules, or
 diffuse ground glass around the hila. `normal`: none; scars, dependent density and motion blur belong to the
-patients of every class. Patterns overlap on purpose (`OVERLAP`) and covid starts at one or two faint patches.
+patients of every class. Patterns overlap on purpose (`OVERLAP`), and `EARLY` of the covid patients have two small, faint patches.
 """
 
 import numpy as np
@@ -12,7 +12,8 @@ from scipy.spatial import cKDTree
 from . import phantom_anatomy as anatomy
 
 CLASSES = ("covid", "viral", "normal")
-OVERLAP = 0.15
+OVERLAP = 0.12
+EARLY = 0.15
 LEAST = 30  # pixels of lesion every diseased slice shows
 
 
@@ -32,11 +33,11 @@ def _place(rng, patient, side, angle, reach, z):
     return dict(x=x, y=y, z=float(z), turn=float(np.arctan2(side * np.sin(angle) * b, np.cos(angle) * a)))
 
 
-def _patch(rng, patient, side, z, posterior=2.3, reach=(0.86, 0.99), size=1.0, density=(0.16, 0.5)):
+def _patch(rng, patient, side, z, posterior=2.3, reach=(0.86, 0.99), size=1.0, density=(0.25, 0.65)):
     angle = np.clip(rng.normal(posterior, 0.5), 0.5, 2.85)
     lesion = _place(rng, patient, side, angle, rng.uniform(*reach), z)
-    lesion.update(kind="patch", long=size * rng.uniform(9, 30), short=size * rng.uniform(6, 15),
-                  tall=rng.uniform(10, 30), density=rng.uniform(*density), soft=rng.uniform(0.5, 1.3),
+    lesion.update(kind="patch", long=size * rng.uniform(16, 44), short=size * rng.uniform(9, 22),
+                  tall=rng.uniform(18, 45), density=rng.uniform(*density), soft=rng.uniform(0.5, 1.3),
                   septa=float(rng.uniform() < 0.3) * rng.uniform(0.12, 0.3))
     if rng.uniform() < 0.2:
         lesion.update(density=rng.uniform(0.7, 1.0), soft=0.5, long=0.6 * lesion["long"], septa=0.0)
@@ -45,14 +46,15 @@ def _patch(rng, patient, side, z, posterior=2.3, reach=(0.86, 0.99), size=1.0, d
 
 def _covid(rng, patient, heights):
     extent = rng.uniform()
-    count = 2 if extent < 0.25 else int(rng.integers(3, 7)) if extent < 0.8 else int(rng.integers(7, 13))
+    early = extent < EARLY
+    count = 2 if early else int(rng.integers(4, 8)) if extent < 0.8 else int(rng.integers(8, 14))
     first, lesions = rng.choice([-1, 1]), []
     for k in range(count):
         central = rng.uniform() < OVERLAP
         lesions.append(_patch(
             rng, patient, first * (-1) ** k, rng.uniform(min(heights) - 4, max(heights) + 4),
-            reach=(0.4, 0.75) if central else (0.86, 0.99), size=0.75 if extent < 0.25 else 1.0,
-            density=(0.12, 0.3) if extent < 0.25 else (0.16, 0.5),
+            reach=(0.4, 0.75) if central else (0.86, 0.99), size=0.7 if early else 1.0,
+            density=(0.15, 0.35) if early else (0.25, 0.65),
         ))
     return lesions
 
@@ -64,35 +66,35 @@ def _viral(rng, patient, heights):
     if kind == "consolidation":
         for _ in range(int(rng.integers(1, 3))):
             lesion = _place(rng, patient, side, rng.uniform(0.9, 2.6), rng.uniform(0.45, 0.85), middle)
-            lesion.update(kind="patch", long=rng.uniform(10, 34), short=rng.uniform(8, 22), septa=0.0,
-                          tall=rng.uniform(18, 40), density=rng.uniform(0.5, 1.0), soft=rng.uniform(0.3, 0.7))
+            lesion.update(kind="patch", long=rng.uniform(20, 48), short=rng.uniform(16, 34), septa=0.0,
+                          tall=rng.uniform(25, 60), density=rng.uniform(0.6, 1.0), soft=rng.uniform(0.3, 0.7))
             lesions.append(lesion)
     elif kind == "bud":
-        for _ in range(int(rng.integers(2, 6))):
+        for _ in range(int(rng.integers(3, 8))):
             lesion = _place(rng, patient, side if rng.uniform() < 0.75 else -side, rng.uniform(0.6, 2.7),
                             rng.uniform(0.4, 0.9), rng.uniform(min(heights), max(heights)))
-            lesion.update(kind="bud", spheres=_buds(rng, lesion), density=rng.uniform(0.5, 0.9))
+            lesion.update(kind="bud", spheres=_buds(rng, lesion), density=rng.uniform(0.6, 1.0))
             lesions.append(lesion)
     else:
         for one in (-1, 1):
             lesion = _place(rng, patient, one, rng.uniform(1.3, 1.9), rng.uniform(0.38, 0.52), middle)
-            lesion.update(kind="patch", long=rng.uniform(25, 45), short=rng.uniform(18, 34), septa=0.0,
-                          tall=rng.uniform(25, 50), density=rng.uniform(0.14, 0.4), soft=1.2)
+            lesion.update(kind="patch", long=rng.uniform(32, 58), short=rng.uniform(26, 46), septa=0.0,
+                          tall=rng.uniform(35, 70), density=rng.uniform(0.22, 0.5), soft=1.2)
             lesions.append(lesion)
     if rng.uniform() < 1.5 * OVERLAP:
         lesions.append(_patch(rng, patient, side, middle))
     return lesions
 
 
-def _buds(rng, lesion, spread=9.0):
+def _buds(rng, lesion, spread=13.0):
     """Nodules around small airways, with the short branches that join them."""
-    count = int(rng.integers(25, 70))
+    count = int(rng.integers(60, 160))
     centre = np.array([lesion["x"], lesion["y"], lesion["z"]])
     nodes = centre + rng.normal(0, spread, (count, 3)) * (1, 1, 1.4)
     t = np.linspace(0, 1, 6)[1:, None]
     branches = [node + t * rng.normal(0, 3.5, 3) for node in nodes]
     thin = np.concatenate([np.column_stack([line, np.full(5, 0.8)]) for line in branches])
-    return np.concatenate([np.column_stack([nodes, rng.uniform(1.0, 2.3, count)]), thin]).astype(np.float32)
+    return np.concatenate([np.column_stack([nodes, rng.uniform(1.3, 3.0, count)]), thin]).astype(np.float32)
 
 
 def apply(lesions, s, tissue):
