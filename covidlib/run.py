@@ -14,6 +14,7 @@ import ast
 import difflib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
@@ -65,12 +66,6 @@ def execute(notebook, output, parameters: dict) -> Path:
     is started, papermill.PapermillExecutionError when a cell fails.
     """
     import papermill
-    from jupyter_client.manager import AsyncKernelManager
-
-    class KernelManager(AsyncKernelManager):
-        """Talks over files rather than ports where it can, so that parallel kernels do not race for one."""
-
-        transport = "tcp" if os.name == "nt" else "ipc"
 
     notebook, output = Path(notebook), Path(output)
     if not notebook.is_file():
@@ -83,9 +78,11 @@ def execute(notebook, output, parameters: dict) -> Path:
     failed = output.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     try:
-        papermill.execute_notebook(
-            str(notebook), str(partial), parameters=parameters, cwd=str(notebook.parent), kernel_name="python3",
-            kernel_manager_class=KernelManager, progress_bar={"desc": output.stem}, request_save_on_cell_execute=False)
+        with tempfile.TemporaryDirectory(prefix="covidlib-") as sockets:
+            papermill.execute_notebook(
+                str(notebook), str(partial), parameters=parameters, cwd=str(notebook.parent), kernel_name="python3",
+                kernel_manager_class=_kernel_manager(sockets), progress_bar={"desc": output.stem},
+                request_save_on_cell_execute=False)
     except papermill.PapermillExecutionError:
         os.replace(partial, failed)
         raise
@@ -94,6 +91,20 @@ def execute(notebook, output, parameters: dict) -> Path:
         raise
     os.replace(partial, output)
     return output
+
+
+def _kernel_manager(sockets):
+    """A manager whose kernels talk over files in `sockets`, where there are such, not over ports they race for."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    if os.name == "nt":
+        return AsyncKernelManager
+
+    class KernelManager(AsyncKernelManager):
+        transport = "ipc"
+        ip = str(Path(sockets, "kernel"))
+
+    return KernelManager
 
 
 def main(arguments=None) -> int:

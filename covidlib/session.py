@@ -78,6 +78,7 @@ class Session:
         predictions = self._predict()
         predictions.to_csv(ready / "predictions.csv", index=False)
         write_json(ready / "run.json", self._content(predictions))
+        shutil.rmtree(run_dir, ignore_errors=True)  # holds no run.json, or training would not have begun
         ready.replace(run_dir)
         shutil.rmtree(self.folder)
 

@@ -90,7 +90,7 @@ def train(
     parameters = json.loads(json.dumps(parameters))
     run_dir = Path(run_dir)
     partial = run_dir.with_name(run_dir.name + ".partial")
-    if run_dir.exists():
+    if (run_dir / "run.json").exists():
         content = _finished(run_dir, parameters)
         shutil.rmtree(partial, ignore_errors=True)
         return content

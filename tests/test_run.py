@@ -30,6 +30,7 @@ def test_executes_in_the_notebooks_folder_and_writes_the_output_once_whole(noteb
     assert "'epochs': 1" in "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
     assert (tmp_path / "left.txt").read_text() == "improved"
     assert [path.name for path in output.parent.iterdir()] == ["done.ipynb"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "left.txt", "example.ipynb"}, "no sockets left"
 
 
 def test_unknown_parameter_names_the_nearest_and_starts_nothing(notebook, tmp_path, capsys):

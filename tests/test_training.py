@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,6 +197,13 @@ def test_a_run_with_other_parameters_is_not_overwritten(whole):
     source, images = toy()
     with pytest.raises(ValueError, match="data_sha256"):
         training.train(source, 255 - images, whole, "tiny", **OPTIONS)
+
+
+def test_what_is_left_of_a_run_without_its_record_is_replaced(small, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    train(tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_partial_run_with_other_parameters_is_discarded(small, tmp_path, monkeypatch):
