@@ -1,4 +1,9 @@
-"""The networks of the paper and those beside them, as data and one function that builds them."""
+"""The networks of the paper and those beside them, as data and one function that builds them.
+
+Multiply-accumulates at 224 px: `resnet50` 3.86 G, `resnet50_fpn` 1.065 times as many, `improved` 1.12
+(attention on the output of the branch, all its channels seen, an eighth of them for queries, keys and
+values), `improved_faithful` 2.15 (widths of the original publications, keys not pooled).
+"""
 
 import difflib
 
