@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_bytes(smoke, tmp_path):
     assert len(slices) >= 12
     assert all(again[path] == first[path] for path in slices), "a patient must not depend on the counts"
     phantom.generate(tmp_path / "other", (1, 1, 1), seed=1, workers=1)
-    assert digests(tmp_path / "other")["covid/phantom-covid-0000/000.dcm"] not in again.values()
+    assert digests(tmp_path / "other")["covid/phantom-0000/000.dcm"] not in again.values()
 
 
 def test_a_finished_folder_is_read_back(smoke):
@@ -154,3 +154,13 @@ def test_bad_counts_are_named(tmp_path, counts):
 def test_an_unknown_label_is_named():
     with pytest.raises(ValueError, match="label='cap'"):
         phantom.render("cap", np.random.default_rng(0))
+
+
+def test_no_tag_and_no_length_of_one_tells_the_class(tmp_path):
+    manifest = phantom.generate(tmp_path, (12, 12, 12), seed=0)
+    lengths = {}
+    for row in manifest.itertuples():
+        header = pydicom.dcmread(tmp_path / row.path, stop_before_pixels=True)
+        assert row.label not in str(header)
+        lengths.setdefault(row.label, set()).add((len(header.PatientID), len(str(header.PatientName))))
+    assert len(set(map(frozenset, lengths.values()))) == 1
