@@ -3,7 +3,8 @@
 `covid`: ground-glass patches, mostly at the pleura, at the back and on both sides, some with thickened septa
 (crazy paving), some consolidated. `viral`: one-sided or central consolidation, tree-in-bud nodules, or
 diffuse ground glass around the hila. `normal`: none; scars, dependent density and motion blur belong to the
-patients of every class. Patterns overlap on purpose (`OVERLAP`), and `EARLY` of the covid patients have two small, faint patches.
+patients of every class. Patterns overlap on purpose (`OVERLAP`), and a share `EARLY` of the covid patients has
+only two small, faint patches.
 """
 
 import numpy as np
