@@ -16,9 +16,9 @@ from . import augmentation, comparison, evaluation, figures, runs, statistics
 COUNTS = {"covid": 1350, "viral": 300, "normal": 1350}  # section 3.2
 CORRECT = {"covid": 1298, "viral": 1221, "normal": 184}  # Figure 6, as printed
 MENDED = {"covid": 1298, "viral": 184, "normal": 1221}  # viral and normal swapped
+RECALLS = {name: MENDED[name] / COUNTS[name] for name in COUNTS}
 STAGES = {"conv2_block3_out": 4, "conv3_block4_out": 8, "conv4_block6_out": 16, "conv5_block3_out": 32}
-BLOCKS = {"attention_conv3": "conv3_block4", "attention_conv4": "conv4_block6",
-          "attention_conv5": "conv5_block3"}
+BLOCKS = {"attention_conv3": "conv3_block4", "attention_conv4": "conv4_block6", "attention_conv5": "conv5_block3"}
 FEWEST = 30  # independent units (patients, or slices where unknown) below which no accuracy is judged
 
 
@@ -72,17 +72,11 @@ class Evidence:
             raise Missing(f"no test slices of class {label}" if label else "no test slices")
         return table
 
-    @cached_property
-    def speed(self) -> pd.DataFrame:
+    def row(self, variant, device) -> pd.Series:
         path = self.folder / "speed" / "speed.csv"
         if not path.is_file():
             raise Missing("no speed/speed.csv: notebook 06_speed")
-        return pd.read_csv(path)
-
-    def row(self, variant, device) -> pd.Series:
-        table = self.speed
-        rows = table[(table["variant"] == variant) & table["device"].str.startswith(device)
-                     & (table["harness"] == "predict loop") & (table["batch"] == 1)]
+        rows = figures.timed(pd.read_csv(path), variant, device)
         if rows.empty:
             raise Missing(f"{variant} was not timed on a {device.upper()}: notebook 06_speed where one is")
         return rows.iloc[0]
@@ -102,17 +96,11 @@ def cost(variant):
     return complexity.count(model(variant, 224))
 
 
-def _units(table) -> int:
-    return len(np.unique(statistics.fill_unknown(table["patient"])))
-
-
-def _few(table, text) -> None:
-    if _units(table) < FEWEST:
-        raise Missing(f"{text}, but the test part has only {_units(table)} independent patients or slices; "
+def _enough(evidence, table, text) -> None:
+    units = len(np.unique(statistics.fill_unknown(table["patient"])))
+    if evidence.dataset != "phantom" and units < FEWEST:
+        raise Missing(f"{text}, but the test part has only {units} independent patients or slices; "
                       f"{FEWEST} are the least that is judged")
-
-
-# Accuracy, on images
 
 
 def accuracy(evidence, variant, paper, label=None):
@@ -122,20 +110,18 @@ def accuracy(evidence, variant, paper, label=None):
     mean = table["correct"].mean()
     seeds = len(evidence.of(variant))
     text = f"{mean:.3f} of {len(table)} test slices, {seeds} seed{'s'[:seeds > 1]}"
-    if evidence.dataset != "phantom":
-        _few(table, text)
+    _enough(evidence, table, text)
     return Finding(bool(high >= paper), text, (low, high))
 
 
 def difference(evidence, variant, against):
     """Paired difference of accuracies on the same test slices; holds if its 95 % interval is above zero."""
     table = comparison.table(evidence.of(variant) + evidence.of(against), baseline=against)
-    gap, low, high = table.set_index("variant").loc[
-        variant, ["difference", "difference_low", "difference_high"]].astype(float)
+    columns = ["difference", "difference_low", "difference_high"]
+    gap, low, high = table.set_index("variant").loc[variant, columns].astype(float)
     slices = evidence.correct(variant)
     text = f"{gap:+.3f} ({variant} - {against}, {len(slices)} test slices)"
-    if evidence.dataset != "phantom":
-        _few(slices, text)
+    _enough(evidence, slices, text)
     return Finding(bool(low > 0), text, (low, high))
 
 
@@ -144,8 +130,8 @@ def plateau(evidence, epochs=35, window=5, tolerance=0.05):
     history = evidence.of("improved")[0].history
     losses = history["val_loss"].dropna()
     if len(losses) < epochs:
-        raise Missing(f"this run has {len(losses)} epochs with a validation loss, the claim is about "
-                      f"{epochs}: make reproduce PROFILE=paper")
+        raise Missing(f"this run has {len(losses)} epochs with a validation loss, the claim is about {epochs}: "
+                      "make reproduce PROFILE=paper")
     late, before = losses[-window:].mean(), losses[-2 * window:-window].mean()
     return Finding(bool(abs(late / before - 1) <= tolerance),
                    f"mean loss {late:.3f} in the last {window} epochs, {before:.3f} in the {window} before; "
@@ -157,9 +143,6 @@ def training_time(evidence):
     own, base = (np.median(np.concatenate([run.history["seconds"] for run in evidence.of(variant)]))
                  for variant in ("improved", "resnet50"))
     return Finding(bool(own <= base), f"{own:.1f} s per epoch against {base:.1f} s: {own / base:.2f} times")
-
-
-# Speed and size
 
 
 def fps(evidence, variant, device):
@@ -179,24 +162,23 @@ def faster(evidence, device):
 
 def macs_ratio(evidence):
     """Multiply-accumulates at 224 px of improved over resnet50; holds if fewer."""
-    ratio = cost("improved").macs / cost("resnet50").macs
-    return Finding(ratio < 1, f"{ratio:.2f} times the MACs ({cost('improved').macs / 1e9:.2f} G against "
-                   f"{cost('resnet50').macs / 1e9:.2f} G)")
+    own, base = cost("improved").macs, cost("resnet50").macs
+    return Finding(own < base, f"{own / base:.2f} times the MACs ({own / 1e9:.2f} G against {base / 1e9:.2f} G)")
 
 
 def parameter_ratio(evidence):
     """Parameters of improved over resnet50; holds if fewer."""
     own, base = cost("improved").parameters, cost("resnet50").parameters
-    return Finding(own < base, f"{own / base:.3f} times the parameters ({own / 1e6:.2f} M against "
-                   f"{base / 1e6:.2f} M)")
+    return Finding(own < base,
+                   f"{own / base:.3f} times the parameters ({own / 1e6:.2f} M against {base / 1e6:.2f} M)")
 
 
 def lightweight(evidence):
     """Parameters and MACs beside a network made to be light, MobileNetV2; holds if at most twice as many."""
     own, light = cost("improved"), cost("mobilenet_v2")
     parameters, macs = own.parameters / light.parameters, own.macs / light.macs
-    return Finding(max(parameters, macs) <= 2, f"{parameters:.1f} times the parameters and {macs:.1f} times "
-                   "the MACs of MobileNetV2")
+    return Finding(max(parameters, macs) <= 2,
+                   f"{parameters:.1f} times the parameters and {macs:.1f} times the MACs of MobileNetV2")
 
 
 def faster_than_cost(evidence):
@@ -207,32 +189,33 @@ def faster_than_cost(evidence):
     return Finding(work <= 1 / speed, f"{speed:.2f} times the speed for {work:.2f} times the work")
 
 
-# Structure, on built models
-
-
 def stages(evidence):
     """The four named stages exist and are 1/4, 1/8, 1/16 and 1/32 of the input."""
     shapes = {name: model("improved").get_layer(name).output.shape[1:3] for name in STAGES}
-    fits = all(shapes[name] == (64 // part, 64 // part) for name, part in STAGES.items())
-    return Finding(fits, ", ".join(f"{name} {shape[0]} x {shape[1]}" for name, shape in shapes.items())
-                   + " for an input of 64 px")
+    sizes = ", ".join(f"{name} {height} x {width}" for name, (height, width) in shapes.items())
+    return Finding(all(shapes[name] == (64 // part, 64 // part) for name, part in STAGES.items()),
+                   f"{sizes} for an input of 64 px")
+
+
+def _before(built, name) -> set[str]:
+    """Names of the layers that the output of the layer `name` depends on, itself included."""
+    from keras import Model
+
+    return {layer.name for layer in Model(built.inputs, built.get_layer(name).output).layers}
 
 
 def pyramid(evidence):
     """Every pyramid level has the size of its stage and the same width, and depends on all coarser stages."""
-    from keras import Model
-
     built = model("improved")
     levels = [f"fpn_p{number}_output" for number in (2, 3, 4, 5)]
     outputs = [built.get_layer(level).output for level in levels]
     same_size = all(output.shape[1:3] == built.get_layer(stage).output.shape[1:3]
                     for output, stage in zip(outputs, STAGES, strict=True))
     widths = {output.shape[-1] for output in outputs}
-    feeding = {layer.name for layer in Model(built.inputs, outputs[0]).layers}
-    reach = [stage for stage in STAGES if stage in feeding]
-    return Finding(same_size and len(widths) == 1 and len(reach) == len(STAGES),
+    reach = len(_before(built, levels[0]) & set(STAGES))
+    return Finding(same_size and len(widths) == 1 and reach == len(STAGES),
                    f"{len(levels)} levels of {'/'.join(map(str, widths))} channels; the finest depends on "
-                   f"{len(reach)} of {len(STAGES)} stages")
+                   f"{reach} of {len(STAGES)} stages")
 
 
 def attention_keeps_size(evidence):
@@ -245,15 +228,9 @@ def attention_keeps_size(evidence):
 
 def attention_place(evidence):
     """The attention stands between the last convolution of the named block and its output."""
-    from keras import Model
-
     built = model("improved")
-
-    def before(name):
-        return {layer.name for layer in Model(built.inputs, built.get_layer(name).output).layers}
-
     inside = [f"{name} in {block}" for name, block in BLOCKS.items()
-              if name in before(f"{block}_out") and f"{block}_3_conv" in before(name)]
+              if name in _before(built, f"{block}_out") and f"{block}_3_conv" in _before(built, name)]
     return Finding(len(inside) == len(BLOCKS), ", ".join(inside) or "none")
 
 
@@ -265,8 +242,8 @@ def attention_is_global(evidence):
         queries, keys = built.get_layer(f"{name}_weights").output.shape[1:]
         height, width = built.get_layer(name).output.shape[1:3]
         rows, columns = built.get_layer(f"{name}_key").output.shape[1:3]
-        found.append(queries == height * width and keys == rows * columns and 2 * rows >= height
-                     and 2 * columns >= width)
+        found.append(queries == height * width and keys == rows * columns
+                     and 2 * rows >= height and 2 * columns >= width)
     return Finding(all(found), f"{sum(found)} of {len(BLOCKS)} blocks weigh the whole map for each position")
 
 
@@ -305,9 +282,6 @@ def cross_entropy(evidence):
     return Finding(bool(gap < 1e-5), f"difference {gap:.0e} over {len(p)} rows")
 
 
-# Augmentation
-
-
 def operations_change(evidence, names):
     """Operations of §2.1 applied to a grey slice stored as RGB; holds if each changes it."""
     rows, columns = np.mgrid[:32, :32]
@@ -317,9 +291,6 @@ def operations_change(evidence, names):
                for name, value in ends.items()}
     changing = [name for name, change in changed.items() if change > 1]  # 1: rounding on the way through HSV
     return Finding(len(changing) == len(names), f"{len(changing)} of {len(names)} change a grey slice")
-
-
-# The paper's own arithmetic
 
 
 def counts_add_up(evidence):
@@ -348,17 +319,16 @@ def more_than_all(evidence):
 
 def balanced(evidence):
     """Recalls with viral and normal swapped; holds if their mean is within 1 point of 90.1 %."""
-    recalls = {name: MENDED[name] / COUNTS[name] for name in COUNTS}
-    mean = np.mean(list(recalls.values()))
-    return Finding(bool(abs(mean - 0.901) < 0.01), f"balanced accuracy {mean:.1%} ("
-                   + ", ".join(f"{name} {share:.1%}" for name, share in recalls.items()) + ")")
+    mean = np.mean(list(RECALLS.values()))
+    parts = ", ".join(f"{name} {share:.1%}" for name, share in RECALLS.items())
+    return Finding(bool(abs(mean - 0.901) < 0.01), f"balanced accuracy {mean:.1%} ({parts})")
 
 
 def gain(evidence):
     """Difference of the two accuracies, in points and relative."""
     own, base = figures.PAPER["accuracy"]["improved"], figures.PAPER["accuracy"]["resnet50"]
-    return Finding(round(100 * (own / base - 1), 1) == 3.1,
-                   f"{100 * (own - base):.1f} points are {100 * (own / base - 1):.1f} %")
+    relative = 100 * (own / base - 1)
+    return Finding(round(relative, 1) == 3.1, f"{100 * (own - base):.1f} points are {relative:.1f} %")
 
 
 def significance(evidence):
@@ -371,10 +341,9 @@ def significance(evidence):
 
 def iterations(evidence):
     """Slices seen in 35 iterations of a batch of 32 beside the number collected."""
-    seen = 35 * 32
-    return Finding(seen >= sum(COUNTS.values()),
-                   f"35 iterations of a batch of 32 see {seen} of {sum(COUNTS.values())} slices, 35 epochs "
-                   f"{35 * sum(COUNTS.values())}")
+    seen, total = 35 * 32, sum(COUNTS.values())
+    return Finding(seen >= total,
+                   f"35 iterations of a batch of 32 see {seen} of {total} slices, 35 epochs {35 * total}")
 
 
 def machine(evidence):

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import functools
 import math
 import shutil
 import sys
@@ -13,6 +12,8 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from . import checks, runs
@@ -45,63 +46,48 @@ class Claim:
     against: str = NOT_REPRODUCED
 
 
-def _on_images(id, section, statement, paper_value, check, *arguments):
-    check = functools.partial(check, **dict(arguments))
-    return Claim(id, section, statement, paper_value, check, REPRODUCE, images=True)
+def _on_images(id, section, statement, paper_value, check, **options):
+    return Claim(id, section, statement, paper_value, partial(check, **options), REPRODUCE, images=True)
 
 
 def _reading(id, section, statement, paper_value, found, verdict=UNTESTABLE):
     return Claim(id, section, statement, paper_value, found, "read the paper, {section}", against=verdict)
 
 
-def _with(check, **options):
-    return functools.partial(check, **options)
-
-
 CLAIMS = (
-    # Abstract
     _on_images("accuracy", "abstract", "The accuracy of the improved network can reach 90.1 %.", "0.901",
-               checks.accuracy, ("variant", "improved"), ("paper", 0.901)),
+               checks.accuracy, variant="improved", paper=0.901),
     _on_images("gain-pyramid", "abstract", "Fusing features of several scales improves the representation.",
-               "no figure", checks.difference, ("variant", "resnet50_fpn"), ("against", "resnet50")),
+               "no figure", checks.difference, variant="resnet50_fpn", against="resnet50"),
     _on_images("gain-attention", "abstract", "Attention improves the representation.", "no figure",
-               checks.difference, ("variant", "resnet50_attention"), ("against", "resnet50")),
+               checks.difference, variant="resnet50_attention", against="resnet50"),
     Claim("time-complexity", "abstract", "Time complexity is improved.", "no figure", checks.macs_ratio),
-    Claim("space-complexity", "abstract", "Spatial complexity is improved.", "no figure",
-          checks.parameter_ratio),
-    # 2.1
-    Claim("geometric", "§2.1", "Flips, rotation and affine transformation make new training images.",
-          "6 operations", _with(checks.operations_change, names=GEOMETRIC)),
+    Claim("space-complexity", "abstract", "Spatial complexity is improved.", "no figure", checks.parameter_ratio),
+    Claim("geometric", "§2.1", "Flips, rotation and affine transformation make new training images.", "6 operations",
+          partial(checks.operations_change, names=GEOMETRIC)),
     Claim("brightness-contrast", "§2.1", "Changing brightness and contrast makes new training images.",
-          "2 operations", _with(checks.operations_change, names=("brightness", "contrast"))),
+          "2 operations", partial(checks.operations_change, names=("brightness", "contrast"))),
     Claim("hue-saturation", "§2.1", "Changing saturation and hue makes new training images.", "2 operations",
-          _with(checks.operations_change, names=("saturation", "hue"))),
+          partial(checks.operations_change, names=("saturation", "hue"))),
     _reading("ranges", "§2.1", "Angles, colours and shifts are drawn from a range.", "no range",
              "no range is given; covidlib.augmentation.PAPER holds this project's own"),
-    # 2.2
     Claim("stages", "§2.2", "conv2_3, conv3_4, conv4_6 and conv5_3 of ResNet50 are the levels to build on.",
           "4 stages", checks.stages),
-    Claim("pyramid", "§2.2", "A pyramid rebuilt from them fuses low and high levels.", "Figure 2",
-          checks.pyramid),
-    # 2.3
-    Claim("attention-size", "§2.3", "The attention module changes no size.", "Figure 3",
-          checks.attention_keeps_size),
-    Claim("attention-place", "§2.3", "It is in the last residual block of conv3, conv4 and conv5, before the "
-          "block's output.", "3 blocks", checks.attention_place),
+    Claim("pyramid", "§2.2", "A pyramid rebuilt from them fuses low and high levels.", "Figure 2", checks.pyramid),
+    Claim("attention-size", "§2.3", "The attention module changes no size.", "Figure 3", checks.attention_keeps_size),
+    Claim("attention-place", "§2.3", "It is in the last residual block of conv3, conv4 and conv5, before the block's "
+          "output.", "3 blocks", checks.attention_place),
     Claim("attention-reach", "§2.3", "It relates features at a long distance.", "no figure",
           checks.attention_is_global),
-    Claim("parameters-kept", "§2.3", "The parameter setting of the original network is not changed.",
-          "unchanged", checks.backbone_unchanged),
-    # 2.4
+    Claim("parameters-kept", "§2.3", "The parameter setting of the original network is not changed.", "unchanged",
+          checks.backbone_unchanged),
     Claim("cross-entropy", "§2.4", "The loss is the multi-class cross-entropy with one-hot labels (1).",
           "equation (1)", checks.cross_entropy),
     Claim("softmax", "§2.4", "Outputs become probabilities by softmax (2).", "equation (2)", checks.softmax),
-    # 3.1
-    Claim("environment", "§3.1", "Experiments ran on an HP Z8G4 under Windows Server 2019 with "
-          "TensorFlow-GPU 2.4.0 and Python 3.7.", "Table 1", checks.machine, against=UNTESTABLE),
+    Claim("environment", "§3.1", "Experiments ran on an HP Z8G4 under Windows Server 2019 with TensorFlow-GPU 2.4.0 "
+          "and Python 3.7.", "Table 1", checks.machine, against=UNTESTABLE),
     _reading("settings", "§3.1", "The experiment is described by its environment.", "not given",
              "optimiser, learning rate, batch size, input size, seeds and intervals are not given"),
-    # 3.2
     Claim("slices", "§3.2", "About 3000 images: 1350 COVID-19, 300 other viruses, 1350 healthy.", "3000",
           checks.counts_add_up),
     _reading("source", "§3.2", "The images are from the Internet.", "no source",
@@ -109,55 +95,47 @@ CLAIMS = (
     _reading("overlap", "§3.2", "Figure 6 shows how the trained network does.", "3000 slices",
              "all of the about 3000 collected images are counted in Figure 6: none is left to train on, "
              "or training images are among them", INCONSISTENT),
-    _on_images("plateau", "§3.2", "The validation loss tends to be stable past 35 epochs.", "35",
-               checks.plateau),
+    _on_images("plateau", "§3.2", "The validation loss tends to be stable past 35 epochs.", "35", checks.plateau),
     Claim("iterations", "§3.2", "35 iterations (§3.2) and 35 epochs (§3.3) name the same training.", "35",
           checks.iterations, against=INCONSISTENT),
-    Claim("detected", "§3.2", "2903 images were classified correctly.", "2903", checks.detected,
-          against=INCONSISTENT),
+    Claim("detected", "§3.2", "2903 images were classified correctly.", "2903", checks.detected, against=INCONSISTENT),
     Claim("overall", "§3.2", "The correct images are 90.1 % of all.", "90.1 %", checks.overall),
-    Claim("viral-exceeds", "§3.2", "1298 COVID-19, 1221 viral and 184 normal images were correct.",
-          "1298, 1221, 184", checks.more_than_all, against=INCONSISTENT),
+    Claim("viral-exceeds", "§3.2", "1298 COVID-19, 1221 viral and 184 normal images were correct.", "1298, 1221, 184",
+          checks.more_than_all, against=INCONSISTENT),
     Claim("balanced", "§3.2", "90.1 % describes all three classes (Figure 6, viral and normal swapped back).",
           "90.1 %", checks.balanced),
     *(_on_images(f"recall-{name}", "§3.2", f"Share of the {name} slices that is found (Figure 6{mended}).",
-                 f"{correct / checks.COUNTS[name]:.3f}", checks.accuracy, ("variant", "improved"),
-                 ("paper", correct / checks.COUNTS[name]), ("label", name))
-      for name, correct in checks.MENDED.items()
-      for mended in ("" if checks.CORRECT[name] == correct else ", mended",)),
-    # 3.3
+                 f"{recall:.3f}", checks.accuracy, variant="improved", paper=recall, label=name)
+      for (name, recall), mended in zip(checks.RECALLS.items(), ("", ", mended", ", mended"), strict=True)),
     _on_images("baseline", "§3.3", "ResNet50 reaches 87 % after 35 epochs.", "0.87", checks.accuracy,
-               ("variant", "resnet50"), ("paper", 0.87)),
+               variant="resnet50", paper=0.87),
     _on_images("gain", "§3.3", "The improved network is more accurate than ResNet50.", "+0.031",
-               checks.difference, ("variant", "improved"), ("against", "resnet50")),
+               checks.difference, variant="improved", against="resnet50"),
     Claim("gain-unit", "§3.3", "The accuracy rises by 3.1 %.", "3.1 %", checks.gain, against=INCONSISTENT),
-    Claim("gain-chance", "§3.3", "The gain over ResNet50 is more than chance.", "no test",
-          checks.significance, against=UNTESTABLE),
+    Claim("gain-chance", "§3.3", "The gain over ResNet50 is more than chance.", "no test", checks.significance,
+          against=UNTESTABLE),
     *(_on_images(f"against-{other}", "§3.3", f"It is better than other networks: {name}.", "no figure",
-                 checks.difference, ("variant", "improved"), ("against", other))
+                 checks.difference, variant="improved", against=other)
       for other, name in (("mobilenet_v2", "MobileNetV2"), ("densenet169", "DenseNet169"))),
     _reading("same-data", "§3.3", "Other methods are compared on the same data set.", "same, then similar",
              "the data set of the other methods is called the same, then similar", INCONSISTENT),
     *(Claim(f"fps-{variant}-{device}", "§3.3", f"{variant} classifies {value} frames per second on the "
-            f"{device.upper()}.", str(value), _with(checks.fps, variant=variant, device=device), SPEED,
+            f"{device.upper()}.", str(value), partial(checks.fps, variant=variant, device=device), SPEED,
             against=UNTESTABLE)
       for (variant, device), value in checks.figures.PAPER["fps"].items()),
-    Claim("faster-cpu", "§3.3", "It is faster than ResNet50 on the CPU.", "1.62 times",
-          _with(checks.faster, device="cpu"), SPEED),
-    Claim("faster-gpu", "§3.3", "It is faster than ResNet50 on the GPU.", "1.68 times",
-          _with(checks.faster, device="gpu"), SPEED),
+    *(Claim(f"faster-{device}", "§3.3", f"It is faster than ResNet50 on the {device.upper()}.", times,
+            partial(checks.faster, device=device), SPEED)
+      for device, times in (("cpu", "1.62 times"), ("gpu", "1.68 times"))),
     Claim("faster-with-more", "§3.3", "It is faster than ResNet50, to which it adds modules.", "1.62 times",
           checks.faster_than_cost, against=INCONSISTENT),
-    # 4
     _reading("pre-training", "§4", "ResNet50 serves as a pre-training model.", "no weights",
              "neither the weights nor what they were trained on is named"),
     Claim("lightweight", "§4", "The feature extraction is lightweight.", "no figure", checks.lightweight),
     _on_images("training-speed", "§4", "Training is fast.", "no figure", checks.training_time),
     _reading("workload", "§4", "It reduces the pressure of medical workers to a certain extent.", "no figure",
              "needs a study in a hospital; this software is for research, not for diagnosis"),
-    # References
-    _reading("citations", "references", "[5], [6], [7] and [9] support what they are cited for.",
-             "4 references", "they are about other things", INCONSISTENT),
+    _reading("citations", "references", "[5], [6], [7] and [9] support what they are cited for.", "4 references",
+             "they are about other things", INCONSISTENT),
     _reading("uncited", "references", "The methods that the network is made of are referenced.", "none",
              "ResNet, feature pyramid networks and non-local networks are not cited", INCONSISTENT),
 )
@@ -170,38 +148,28 @@ def check(runs_dir, only=None) -> list[dict]:
     """
     chosen = [claim for claim in CLAIMS if only in (None, claim.id)]
     if not chosen:
-        known = ", ".join(claim.id for claim in CLAIMS)
-        raise ValueError(f"no such claim; known are {known}. Received: id={only!r}")
+        raise ValueError(f"no such claim; known are {', '.join(claim.id for claim in CLAIMS)}. Received: id={only!r}")
     evidence = Evidence(runs_dir)
     return [_row(claim, evidence) for claim in chosen]
 
 
 def _row(claim, evidence) -> dict:
-    function = getattr(claim.check, "func", claim.check)
     if isinstance(claim.check, str):
         how, finding = "reading of the paper", Finding(None, claim.check)
     else:
-        how = function.__doc__.split("\n")[0]
+        how = getattr(claim.check, "func", claim.check).__doc__.split("\n")[0]
         try:
             finding = claim.check(evidence)
         except Missing as reason:
             finding = reason
+    stated = {name: getattr(claim, name) for name in ("id", "section", "statement", "paper_value")}
     dataset = evidence.dataset if claim.images else None
     folder = evidence.folder.resolve()
-    facts = {"id": claim.id, "section": claim.section, "profile": folder.name,
-             "dataset": evidence.dataset or "phantom", "runs": f"../runs/{folder.parent.name}/{folder.name}"}
-    return {
-        "id": claim.id,
-        "section": claim.section,
-        "statement": claim.statement,
-        "paper_value": claim.paper_value,
-        "check": how,
-        "measured": str(finding) if isinstance(finding, Missing) else finding.measured,
-        "interval": _interval(finding),
-        "dataset": dataset,
-        "command": claim.command.format(**facts),
-        "verdict": verdict(claim, finding, dataset),
-    }
+    command = claim.command.format(**stated, profile=folder.name, dataset=evidence.dataset or "phantom",
+                                   runs=f"../runs/{folder.parent.name}/{folder.name}")
+    return {**stated, "check": how, "measured": str(finding) if isinstance(finding, Missing) else finding.measured,
+            "interval": _interval(finding), "dataset": dataset, "command": command,
+            "verdict": verdict(claim, finding, dataset)}
 
 
 def _interval(finding):
@@ -248,9 +216,7 @@ def table(rows, width=None) -> str:
         paper = f"{row['section']}: {row['statement']} ({row['paper_value']})"
         wrapped = [textwrap.wrap(text, size) or [""] for text, size in zip(
             (row["id"], paper, measured(row), row["verdict"]), columns, strict=True)]
-        height = max(map(len, wrapped))
-        lines += [_line([cell[i] if i < len(cell) else "" for cell in wrapped], columns)
-                  for i in range(height)]
+        lines += [_line(cells, columns) for cells in zip_longest(*wrapped, fillvalue="")]
     counts = Counter(row["verdict"] for row in rows)
     return "\n".join([*lines, "", ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])])
 
@@ -271,8 +237,8 @@ def main(arguments=None) -> int:
             return 0
         folder = Path(options.folder)
         if not (folder / "claims.json").is_file():
-            raise FileNotFoundError(f"no claims.json in {folder}: run `make reproduce` first, and give the "
-                                    "folder of its report, for example reports/phantom/quick")
+            raise FileNotFoundError(f"no claims.json in {folder}: run `make reproduce` first, and give the folder of "
+                                    "its report, for example reports/phantom/quick")
         print(table(runs.read_json(folder / "claims.json")))
         print(f"\nReport: {folder / 'index.html'}")
         return 0

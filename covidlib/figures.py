@@ -31,10 +31,8 @@ PAPER = {
 def style() -> None:
     """One look for all figures: seaborn's white grid with its colour-blind-safe palette."""
     sns.set_theme(style="whitegrid", palette="colorblind", rc={
-        "figure.dpi": 100, "savefig.dpi": 150,
-        "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
-        "svg.hashsalt": "covidlib", "pdf.fonttype": 42,
-    })
+        "figure.dpi": 100, "savefig.dpi": 150, "svg.hashsalt": "covidlib", "pdf.fonttype": 42,
+        "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"})
 
 
 def save(figure, folder, name) -> list[Path]:
@@ -42,14 +40,13 @@ def save(figure, folder, name) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    paths = [folder / f"{name}.{kind}" for kind in metadata]
     pictures = [image for axis in figure.axes for image in axis.images]
     with plt.rc_context({"svg.hashsalt": "covidlib"}):
-        for path, facts in zip(paths, metadata.values(), strict=True):
+        for kind, facts in metadata.items():
             for image in pictures:  # vector files hold pictures as they are, not enlarged
-                image.set_interpolation(None if path.suffix == ".png" else "none")
-            figure.savefig(path, metadata=facts, bbox_inches="tight")
-    return paths
+                image.set_interpolation(None if kind == "png" else "none")
+            figure.savefig(folder / f"{name}.{kind}", metadata=facts, bbox_inches="tight")
+    return [folder / f"{name}.{kind}" for kind in metadata]
 
 
 def _new(width, height, rows=1, columns=1):
@@ -67,8 +64,8 @@ def sheet(images, titles, columns=5, colors=None, suptitle=None):
     for i, (axis, image, title) in enumerate(zip(axes, images, titles, strict=False)):
         image = np.squeeze(np.asarray(image))
         axis.imshow(image if image.ndim == 2 else image.astype("uint8"), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title, fontsize=9, loc="center", fontweight="normal",
-                       color=colors[i] if colors else "black")
+        color = colors[i] if colors else "black"
+        axis.set_title(title, fontsize=9, loc="center", fontweight="normal", color=color)
     if suptitle:
         figure.suptitle(suptitle, fontsize=12, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -89,15 +86,13 @@ def figure4_curves(history, n_training=None, n_validation=None):
     """
     histories = history if isinstance(history, dict) else {"": history}
     figure, axes = _new(11, 4, 1, 2)
-    colors = sns.color_palette("colorblind")
     training, validation = (f"{part}, n = {n}" if n else part
                             for part, n in (("training", n_training), ("validation", n_validation)))
-    for color, (variant, table) in zip(colors, histories.items(), strict=False):
+    for color, (variant, table) in zip(sns.color_palette("colorblind"), histories.items(), strict=False):
         prefix = f"{variant} " if variant else ""
         for axis, quantity in zip(axes, ("accuracy", "loss"), strict=True):
-            short = {"accuracy": "acc", "loss": "loss"}[quantity]
+            short, held_out = quantity.replace("accuracy", "acc"), f"val_{quantity}"
             axis.plot(table["epoch"], table[quantity], color=color, label=f"{prefix}{short} ({training})")
-            held_out = f"val_{quantity}"
             if held_out in table and table[held_out].notna().any():
                 axis.plot(table["epoch"], table[held_out], color=color, linestyle="--", marker=".",
                           label=f"{prefix}val_{short} ({validation})")
@@ -105,8 +100,7 @@ def figure4_curves(history, n_training=None, n_validation=None):
         axis.set(xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
-    axes[0].set_ylim(0, 1.02)
-    axes[0].set_title(_lowest_loss(histories))
+    axes[0].set(ylim=(0, 1.02), title=_lowest_loss(histories))
     return figure
 
 
@@ -128,29 +122,26 @@ def figure5_classified(images, predictions, classes, columns=6):
     probabilities = predictions[[f"p_{name}" for name in classes]].to_numpy()
     best = probabilities.argmax(axis=1)
     right = [classes[k] == label for k, label in zip(best, predictions["label"], strict=True)]
-    good, bad = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
+    palette = sns.color_palette("colorblind")
     titles = [f"{classes[k]} {row[k]:.2f} {'=' if ok else '≠'} {label}"
               for k, row, ok, label in zip(best, probabilities, right, predictions["label"], strict=True)]
-    return sheet(images, titles, columns, [good if ok else bad for ok in right],
-                 f"{sum(right)} of these {len(right)} slices are classified correctly (predicted, "
-                 "probability, true)")
+    return sheet(images, titles, columns, [palette[0] if ok else palette[3] for ok in right],
+                 f"{sum(right)} of these {len(right)} slices are classified correctly (predicted, probability, true)")
 
 
 def figure6_confusion(confusion):
     """Figure 6 (§3.2): counts with the share of each true class. confusion: DataFrame true x predicted."""
     counts = confusion.to_numpy()
-    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    share = counts / totals
-    text = np.array([[f"{n:d}\n{s:.0%}" for n, s in zip(*pair, strict=True)]
-                     for pair in zip(counts, share, strict=True)])
+    totals = counts.sum(axis=1)
+    share = counts / np.maximum(totals, 1)[:, None]
+    text = np.array([f"{n:d}\n{s:.0%}" for n, s in zip(counts.flat, share.flat, strict=True)]).reshape(counts.shape)
     figure, (axis,) = _new(1.6 + 1.25 * len(counts), 1.2 + 1.05 * len(counts))
-    rows = [f"{name}\n(n = {int(n)})" for name, n in zip(confusion.index, counts.sum(axis=1), strict=True)]
+    rows = [f"{name}\n(n = {int(n)})" for name, n in zip(confusion.index, totals, strict=True)]
     sns.heatmap(share, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", square=True, linewidths=1, ax=axis,
                 xticklabels=list(confusion.columns), yticklabels=rows,
                 cbar_kws={"label": "recall (share of the true class)", "shrink": 0.8})
     axis.set(xlabel="predicted class", ylabel="true class",
-             title=f"{np.trace(counts)} of {counts.sum()} slices correct "
-                   f"({np.trace(counts) / counts.sum():.1%})")
+             title=f"{np.trace(counts)} of {counts.sum()} slices correct ({np.trace(counts) / counts.sum():.1%})")
     axis.tick_params(axis="both", rotation=0)
     return figure
 
@@ -207,10 +198,7 @@ def _highest(table) -> str:
 
 
 def speed(table):
-    """Median images per second with quartiles, one panel per batch size (§3.3, Table 2).
-
-    table: DataFrame as `covidlib.speed.measure` gives it.
-    """
+    """Median images per second with quartiles, one panel per batch size. table: of `covidlib.speed.measure`."""
     batches = sorted(table["batch"].unique())
     figure, axes = _new(6 * len(batches), 1.6 + 0.62 * table["variant"].nunique(), 1, len(batches))
     for axis, batch in zip(axes, batches, strict=True):
@@ -218,32 +206,26 @@ def speed(table):
         bars = list(part[["harness", "device"]].drop_duplicates().itertuples(index=False))
         variants = list(dict.fromkeys(part["variant"]))
         for k, (harness, device) in enumerate(bars):
-            rows = part[(part["harness"] == harness) & (part["device"] == device)].set_index("variant")
-            rows = rows.reindex(variants)
+            rows = part[(part["harness"] == harness) & (part["device"] == device)]
+            rows = rows.set_index("variant").reindex(variants)
             place = np.arange(len(variants)) + 0.8 * ((k + 0.5) / len(bars) - 0.5)
             spread = [rows["median_fps"] - rows["q1"], rows["q3"] - rows["median_fps"]]
             axis.barh(place, rows["median_fps"], 0.75 / len(bars), xerr=spread, color=f"C{k}",
                       error_kw={"elinewidth": 1}, label=f"{harness}, {device}")
+        best = part.loc[part["median_fps"].idxmax()]
         axis.set(yticks=range(len(variants)), yticklabels=variants,
-                 xlabel=f"images per second (median, quartiles of n = {part['n'].min()})")
+                 xlabel=f"images per second (median, quartiles of n = {part['n'].min()})",
+                 title=f"Batch {batch}: {best['variant']} reaches {best['median_fps']:.0f} images/s")
         axis.invert_yaxis()
-        axis.set_title(f"Batch {batch}: {_fastest(part)}")
     axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
-def _fastest(part) -> str:
-    best = part.loc[part["median_fps"].idxmax()]
-    return f"{best['variant']} reaches {best['median_fps']:.0f} images/s"
-
-
 def table1(machine) -> pd.DataFrame:
     """Table 1 (§3.1): this machine beside the paper's. machine: `covidlib.provenance.machine()`."""
-    rows = {"machine": "this one", **machine}
-    return pd.DataFrame([
-        {"item": key.replace("_", " "), "paper": PAPER["machine"].get(key, "not in its text"),
-         "here": "none" if value is None else str(value)}
-        for key, value in rows.items()])
+    return pd.DataFrame([{"item": key.replace("_", " "), "paper": PAPER["machine"].get(key, "not in its text"),
+                          "here": "none" if value is None else str(value)}
+                         for key, value in {"machine": "this one", **machine}.items()])
 
 
 def table2(comparison, speed=None, harness="predict loop", batch=1) -> pd.DataFrame:
@@ -260,15 +242,13 @@ def table2(comparison, speed=None, harness="predict loop", batch=1) -> pd.DataFr
                 "high": row["difference_high"]}
         for device in ("cpu", "gpu"):
             line[f"FPS {device.upper()}, paper"] = PAPER["fps"].get((variant, device))
-            line[f"FPS {device.upper()}, here"] = fps(speed, variant, device, harness, batch)
+            here = [] if speed is None else timed(speed, variant, device, harness, batch)["median_fps"].tolist()
+            line[f"FPS {device.upper()}, here"] = here[0] if here else None
         rows.append(line)
     return pd.DataFrame(rows)
 
 
-def fps(speed, variant, device, harness="predict loop", batch=1):
-    """Median images per second of one row of the speed table, or None where it was not measured."""
-    if speed is None:
-        return None
-    rows = speed[(speed["variant"] == variant) & (speed["harness"] == harness) & (speed["batch"] == batch)
+def timed(speed, variant, device, harness="predict loop", batch=1) -> pd.DataFrame:
+    """Rows of the speed table for one variant, harness and batch on the devices whose name starts so."""
+    return speed[(speed["variant"] == variant) & (speed["harness"] == harness) & (speed["batch"] == batch)
                  & speed["device"].str.startswith(device)]
-    return None if rows.empty else float(rows["median_fps"].iloc[0])

@@ -54,14 +54,13 @@ def build(runs_dir, report_dir) -> Path:
         synthetic=dataset["name"] == "phantom", figures=_gallery(folder / "figures", "png", FIGURES),
         tables=_gallery(folder / "tables", "csv", TABLES), read=_read_table, metrics=_metrics(runs_dir),
         notebooks=_notebooks(folder / "notebooks"), provenance=_provenance(runs_dir))
-    index = folder / "index.html"
-    index.write_text(page, encoding="utf-8")
-    return index
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    return folder / "index.html"
 
 
 def _template(name):
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("covidlib"), autoescape=True,
-                                     trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("covidlib"), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True)
     environment.filters["slug"] = lambda text: re.sub(r"\W+", "-", text)
     return environment.get_template(name)
 
@@ -75,8 +74,7 @@ def _gallery(folder, kind, known) -> list[dict]:
         files = [(path.suffix[1:].upper(), f"{folder.name}/{path.name}")
                  for path in sorted(folder.glob(f"{name}.*")) if path.stem == name]
         if files or label.split()[0] in ("Figure", "Table"):
-            items.append({"name": name, "label": label, "caption": caption, "path": found.get(name),
-                          "files": files})
+            items.append({"name": name, "label": label, "caption": caption, "path": found.get(name), "files": files})
     return items
 
 
@@ -84,8 +82,7 @@ def _read_table(path) -> str:
     whole = pd.read_csv(path)
     table = whole.head(ROWS)
     numbers = table.select_dtypes("number").columns
-    table[numbers] = table[numbers].map(
-        lambda x: f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}", na_action="ignore")
+    table[numbers] = table[numbers].map(lambda x: f"{x:.4g}" if abs(x) < 1e4 else f"{x:,.0f}", na_action="ignore")
     more = f"<p>The first {ROWS} of {len(whole)} rows.</p>" if len(whole) > ROWS else ""
     return table.to_html(index=False, border=0, na_rep="") + more
 
@@ -94,12 +91,10 @@ def _metrics(runs_dir) -> list[list]:
     """Test metrics of every run, one row each, in the order of the page's columns."""
     rows = []
     for run in runs.find_runs(runs_dir):
-        found = run.metrics.get("test", {})
-        if found:
+        if found := run.metrics.get("test"):
             low, high = found["accuracy_interval"]
-            rows.append([run.parameters["variant"], run.parameters["seed"], found["n"],
-                         found["patients"] or "unknown", f"{found['accuracy']:.3f}",
-                         f"{low:.3f} to {high:.3f}",
+            rows.append([run.parameters["variant"], run.parameters["seed"], found["n"], found["patients"] or "unknown",
+                         f"{found['accuracy']:.3f}", f"{low:.3f} to {high:.3f}",
                          *(f"{found[key]:.3f}" for key in ("balanced_accuracy", "macro_f1", "auc"))])
     return rows
 
@@ -109,9 +104,8 @@ def _provenance(runs_dir) -> list[tuple[str, str]]:
     facts = runs.find_runs(runs_dir)[0].provenance
     flat = {"covidlib": provenance.packages().get("covidlib", ""), **facts.get("machine", {}),
             **{key: value for key, value in facts.items() if not isinstance(value, dict)}}
-    commit = facts.get("git", {}).get("commit")
-    changed = " with local changes" if facts.get("git", {}).get("dirty") else ""
-    return [("commit", f"{commit or 'unknown'}{changed}"),
+    git = facts.get("git", {})
+    return [("commit", (git.get("commit") or "unknown") + (" with local changes" if git.get("dirty") else "")),
             *((key.replace("_", " "), str(value)) for key, value in flat.items() if value is not None)]
 
 
@@ -120,8 +114,7 @@ def _notebooks(folder) -> list[dict]:
     converted = []
     for path in sorted(folder.glob("*.ipynb")):
         if not path.name.startswith(".") and not path.stem.endswith(".failed"):
-            target = path.with_suffix(".html")
-            notebook_to_html(path, target)
+            target = notebook_to_html(path, path.with_suffix(".html"))
             converted.append({"name": path.stem, "html": f"{folder.name}/{target.name}",
                               "ipynb": f"{folder.name}/{path.name}"})
     return converted
@@ -144,8 +137,8 @@ def notebook_to_html(notebook, target) -> Path:
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
     for number, formula in enumerate(formulas):
         body = body.replace(f"FORMULA{number}END", formula)
-    page = _template("notebook.html").render(title=Path(notebook).stem, body=body,
-                                             colours=HtmlFormatter(style="default").get_style_defs(".highlight"))
+    colours = HtmlFormatter(style="default").get_style_defs(".highlight")
+    page = _template("notebook.html").render(title=Path(notebook).stem, body=body, colours=colours)
     Path(target).write_text(page, encoding="utf-8")
     return Path(target)
 
@@ -156,8 +149,7 @@ def _formula(match, formulas) -> str:
         return code
     import latex2mathml.converter
 
-    display = "block" if block else "inline"
-    formulas.append(latex2mathml.converter.convert((block or inline).strip(), display=display))
+    formulas.append(latex2mathml.converter.convert((block or inline).strip(), display="block" if block else "inline"))
     return f"FORMULA{len(formulas) - 1}END"
 
 
@@ -167,9 +159,7 @@ def _quiet(output):
         lines = [line.rsplit("\r", 1)[-1] for line in output.text.split("\n")]
         output.text = "\n".join(line for line in lines if not LOGS.match(line) and "it/s]" not in line)
         return output if output.text.strip() else None
-    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-        return None
-    return output
+    return None if "application/vnd.jupyter.widget-view+json" in output.get("data", {}) else output
 
 
 def main(arguments=None) -> int:
