@@ -6,7 +6,6 @@ thumbnails correlate by at least MIN_CORRELATION. Crops, mirrored copies and red
 A shortcut is anything but anatomy that predicts the label, such as the kind of file.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +22,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
 from covidlib import ct
+from covidlib.datasets import patient_or_file
+from covidlib.files import write_atomically
 from covidlib.statistics import wilson
 
 MAX_DISTANCE = 10
 MIN_CORRELATION = 0.95
-_SIDE = 64
 _BLOCK = 1024
 _SHORTCUTS = ["baseline", "protocol", "accuracy", "low", "high", "auc"]
 
@@ -67,12 +67,9 @@ def audit(source):
 
 def write(result, folder):
     """Write conflicts.csv, duplicates.csv and shortcuts.csv, each complete or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("conflicts", "duplicates", "shortcuts"):
-        partial = folder / f"{name}.csv.partial"
-        getattr(result, name).to_csv(partial, index=False, lineterminator="\n")
-        os.replace(partial, folder / f"{name}.csv")
+        text = getattr(result, name).to_csv(index=False, lineterminator="\n")
+        write_atomically(Path(folder, f"{name}.csv"), text)
 
 
 def near_duplicates(images):
@@ -99,7 +96,7 @@ def group_near_duplicates(images):
 
 
 def _thumbnail(image):
-    image = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    image = Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)
     small = np.asarray(image, float).ravel()
     small -= small.mean()
     return small / max(np.linalg.norm(small), 1e-9)
@@ -123,10 +120,7 @@ def _shortcuts(source, manifest, images):
         note = "Shortcuts were not measured: that needs two patients in every class."
         return pd.DataFrame(columns=_SHORTCUTS), [note]
     labels = manifest.label.to_numpy()
-    rows = []
-    for name, (features, model) in baselines.items():
-        scores = _score(model, features, labels, folds)
-        rows.append([name, protocol, *scores])
+    rows = [[name, protocol, *_score(*baseline, labels, folds)] for name, baseline in baselines.items()]
     return pd.DataFrame(rows, columns=_SHORTCUTS), []
 
 
@@ -144,7 +138,7 @@ def _protocol(source, manifest):
         is_test = manifest.split == "test"  # nothing is tuned: the validation part is learned from too
         parts = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
         return "official test split", [parts] if min(map(len, parts)) else []
-    groups = manifest.patient.where(manifest.patient != "", manifest.path)
+    groups = patient_or_file(manifest)
     count = min(5, groups.groupby(manifest.label).nunique().min())
     if count < 2:
         return "", []
@@ -152,7 +146,7 @@ def _protocol(source, manifest):
     return f"grouped {count}-fold cross-validation", list(folds.split(groups, manifest.label, groups))
 
 
-def _score(model, features, labels, folds):
+def _score(features, model, labels, folds):
     """(accuracy, low, high over the test rows of all folds, mean of the folds' AUC)."""
     hits, tested, areas = 0, 0, []
     for train, test in folds:
@@ -169,12 +163,10 @@ def _score(model, features, labels, folds):
 def _warn_of_pairs(conflicts, duplicates):
     warnings = []
     if len(conflicts):
-        shown = _list(conflicts, "label")
-        warnings.append(f"{len(conflicts)} pairs show the same picture under two labels: {shown}.")
+        warnings.append(f"{len(conflicts)} pairs show the same picture under two labels: {_list(conflicts, 'label')}.")
     across = duplicates[duplicates.split_a != duplicates.split_b]
     if len(across):
-        shown = _list(across, "split")
-        warnings.append(f"{len(across)} near-identical pairs lie in two parts of the split: {shown}.")
+        warnings.append(f"{len(across)} near-identical pairs lie in two parts of the split: {_list(across, 'split')}.")
     inside = len(duplicates) - len(across)
     if inside:
         warnings.append(f"{inside} near-identical pairs lie in one and the same part.")
@@ -191,10 +183,9 @@ def _list(pairs, column):
 
 def _warn_of_shortcuts(shortcuts):
     floor = shortcuts.accuracy[shortcuts.baseline == "majority class"].max()
-    strong = shortcuts[shortcuts.low > floor]
     return [
         f"A classifier that sees only the {row.baseline} reaches {row.accuracy:.1%} accuracy ({row.low:.1%} "
         f"to {row.high:.1%}, AUC {row.auc:.2f}; {row.protocol}), always guessing the most frequent class "
         f"{floor:.1%}: read every accuracy on this set beside that."
-        for row in strong.itertuples()
+        for row in shortcuts[shortcuts.low > floor].itertuples()
     ]

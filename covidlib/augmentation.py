@@ -32,15 +32,6 @@ class Operation:
     size: int = 1
 
 
-def _flip(axis):
-    def matrix(value):
-        signs = np.ones(2)
-        signs[axis] = -1 if value else 1
-        return np.diag(signs)
-
-    return matrix
-
-
 def _rotation(degrees):
     sine, cosine = np.sin(np.deg2rad(degrees)), np.cos(np.deg2rad(degrees))
     return np.array([[cosine, sine], [-sine, cosine]])
@@ -48,14 +39,6 @@ def _rotation(degrees):
 
 def _shear(degrees):
     return np.array([[1.0, 0.0], [np.tan(np.deg2rad(degrees)), 1.0]])
-
-
-def _scale(factor):
-    return np.eye(2) / factor
-
-
-def _brightness(image, value):
-    return image + 255 * value
 
 
 def _contrast(image, factor):
@@ -84,13 +67,13 @@ def _is_rgb(image):
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        Operation("horizontal_flip", "geometric", "", 0, 0.5, _flip(1)),
-        Operation("vertical_flip", "geometric", "", 0, 0.5, _flip(0)),
+        Operation("horizontal_flip", "geometric", "", 0, 0.5, lambda flip: np.diag([1.0, -1.0 if flip else 1.0])),
+        Operation("vertical_flip", "geometric", "", 0, 0.5, lambda flip: np.diag([-1.0 if flip else 1.0, 1.0])),
         Operation("rotation", "geometric", "degrees", 0, (-15.0, 15.0), _rotation),
         Operation("shear", "geometric", "degrees", 0, (-10.0, 10.0), _shear),
         Operation("translation", "geometric", "of the side", 0, (-0.1, 0.1), None, size=2),
-        Operation("scale", "geometric", "times", 1, (0.9, 1.1), _scale),
-        Operation("brightness", "colour", "of white", 0, (-0.1, 0.1), _brightness),
+        Operation("scale", "geometric", "times", 1, (0.9, 1.1), lambda factor: np.eye(2) / factor),
+        Operation("brightness", "colour", "of white", 0, (-0.1, 0.1), lambda image, value: image + 255 * value),
         Operation("contrast", "colour", "times", 1, (0.8, 1.2), _contrast),
         Operation("saturation", "colour", "times", 1, (0.7, 1.3), _saturation),
         Operation("hue", "colour", "degrees", 0, (-18.0, 18.0), _hue),
@@ -98,12 +81,8 @@ OPERATIONS = {
 }
 PAPER = {name: operation.default for name, operation in OPERATIONS.items()}
 MILD = {
-    "horizontal_flip": 0.5,
-    "rotation": (-8.0, 8.0),
-    "translation": (-0.05, 0.05),
-    "scale": (0.92, 1.08),
-    "brightness": (-0.05, 0.05),
-    "contrast": (0.9, 1.1),
+    "horizontal_flip": 0.5, "rotation": (-8.0, 8.0), "translation": (-0.05, 0.05), "scale": (0.92, 1.08),
+    "brightness": (-0.05, 0.05), "contrast": (0.9, 1.1),
 }
 NONE = {}
 SETS = {"paper": PAPER, "mild": MILD, "none": NONE}
@@ -140,8 +119,7 @@ class Augmenter:
         for name, limits in operations.items():
             _check_name(name)
             _check_limits(name, limits)
-        self.operations = dict(operations)
-        self.seed = seed
+        self.operations, self.seed = dict(operations), seed
 
     def draw(self, epoch, index):
         """The value of every operation for image `index` in `epoch`: dict by name."""
@@ -184,8 +162,7 @@ def _warp(image, values):
         if operation.function:
             matrix = matrix @ operation.function(values[operation.name])
     size = np.array(image.shape[:2])
-    centre = (size - 1) / 2
-    shift = np.broadcast_to(values.get("translation", 0.0), 2) * size
+    centre, shift = (size - 1) / 2, np.broadcast_to(values.get("translation", 0.0), 2) * size
     offset = centre - matrix @ (centre + shift)
 
     def warp(plane):
@@ -200,9 +177,8 @@ def _warp(image, values):
 def _check_name(name):
     if name not in OPERATIONS:
         near = difflib.get_close_matches(name, OPERATIONS, 1, 0.0)[0]
-        raise ValueError(
-            f"unknown operation, did you mean {near!r}? Known: {', '.join(OPERATIONS)}. Received: {name!r}"
-        )
+        known = ", ".join(OPERATIONS)
+        raise ValueError(f"unknown operation, did you mean {near!r}? Known: {known}. Received: {name!r}")
 
 
 def _check_limits(name, limits):

@@ -24,12 +24,8 @@ AIR = -1024.0
 MAX_VOXELS = 2**30
 FORMATS = "PNG, JPEG, TIFF, DICOM or NIfTI"
 _MAGIC = {
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"\xff\xd8\xff": "jpeg",
-    b"II*\0": "tiff",
-    b"MM\0*": "tiff",
-    b"II+\0": "tiff",
-    b"MM\0+": "tiff",
+    b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg",
+    b"II*\0": "tiff", b"MM\0*": "tiff", b"II+\0": "tiff", b"MM\0+": "tiff",
 }
 
 
@@ -59,7 +55,8 @@ def sniff(path):
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
-    if _is_nifti(_gunzip_head(path) if head.startswith(b"\x1f\x8b") else head):
+    header = _gunzip_head(path) if head.startswith(b"\x1f\x8b") else head
+    if header[344:348] in (b"n+1\0", b"ni1\0") or header[4:8] == b"n+2\0":
         return "nifti"
     if head[:2] in (b"\x08\0", b"\x02\0", b"\0\x08") and _is_bare_dicom(path):
         return "dicom"
@@ -158,8 +155,7 @@ def fit_square(image, size):
 
 def _read(path, slice_index):
     """(values, is_hu, own window): float32 HU, or a uint8 picture where is_hu is False."""
-    readers = {"dicom": _read_dicom, "nifti": _read_nifti}
-    reader = readers.get(sniff(path), _read_picture)
+    reader = {"dicom": _read_dicom, "nifti": _read_nifti}.get(sniff(path), _read_picture)
     try:
         values, is_hu, window = reader(path, slice_index)
     except ReadError:
@@ -169,10 +165,8 @@ def _read(path, slice_index):
     if values.ndim != 2 or 0 in values.shape:
         raise ReadError(path, f"is not a grey image with pixels (shape {values.shape})")
     if is_hu:
-        values = np.maximum(np.nan_to_num(values, nan=AIR), AIR, dtype=np.float32)
-    else:
-        values = _scale_to_bytes(values)
-    return values, is_hu, window
+        return np.maximum(np.nan_to_num(values, nan=AIR), AIR, dtype=np.float32), True, window
+    return _scale_to_bytes(values), False, window
 
 
 def _scale_to_bytes(values):
@@ -339,10 +333,6 @@ def _gunzip_head(path):
         return b""
 
 
-def _is_nifti(head):
-    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
-
-
 def _identity(path):
     return str(path), Path(path).stat().st_mtime_ns
 
@@ -365,8 +355,7 @@ def _nifti_volume(path, modified):
     try:
         image = kind.from_stream(stream)
         shape = image.shape + (1,) * (3 - len(image.shape))
-        if len(shape) > 3 and set(shape[3:]) == {1}:
-            shape = shape[:3]
+        shape = shape[:3] if set(shape[3:]) == {1} else shape
         if len(shape) != 3 or 0 in shape or image.get_data_dtype().names or np.prod(shape) > MAX_VOXELS:
             raise ReadError(path, f"is not one grey volume of usual size (shape {image.shape})",
                             "Give a three-dimensional CT volume")

@@ -22,15 +22,12 @@ def metrics(predictions, classes, seed=0):
     bootstrap, Wilson where no patient is known (`statistics.proportion_interval`).
     """
     truth, predicted, scores = _decide(predictions, classes)
-    patients = _patients(predictions)
-    per_class = {
-        name: _one_class(truth, predicted, scores[:, k], k, patients, seed) for k, name in enumerate(classes)
-    }
-    known = patients[patients != ""]
+    patients = patient_names(predictions)
+    per_class = {name: _one_class(truth, predicted, scores[:, k], k, patients, seed) for k, name in enumerate(classes)}
     sensitivities = [figures["sensitivity"] for figures in per_class.values()]
     return {
         "n": len(truth),
-        "patients": len(np.unique(known)),
+        "patients": len(set(patients) - {""}),
         "accuracy": float(sk.accuracy_score(truth, predicted)) if len(truth) else np.nan,
         "accuracy_interval": list(statistics.proportion_interval(truth == predicted, patients, seed)),
         "balanced_accuracy": _nanmean(sensitivities),
@@ -45,8 +42,7 @@ def confusion(predictions, classes):
     """Counts of slices: rows the true class, columns the predicted one, both in the order of `classes`."""
     truth, predicted, _ = _decide(predictions, classes)
     counts = np.zeros((len(classes), len(classes)), int)
-    if len(truth):
-        counts = sk.confusion_matrix(truth, predicted, labels=np.arange(len(classes)))
+    np.add.at(counts, (truth, predicted), 1)
     return pd.DataFrame(counts, pd.Index(classes, name="true"), pd.Index(classes, name="predicted"))
 
 
@@ -82,7 +78,8 @@ def _decide(predictions, classes):
     return truth, scores.argmax(axis=1), scores
 
 
-def _patients(predictions):
+def patient_names(predictions):
+    """Patient of every row as text (n,), "" where unknown."""
     if "patient" not in predictions:
         return np.full(len(predictions), "")
     return predictions["patient"].fillna("").astype(str).to_numpy()
@@ -93,9 +90,7 @@ def _one_class(truth, predicted, score, k, patients, seed):
     return {
         "n": int(is_class.sum()),
         "sensitivity": _share(called[is_class]),
-        "sensitivity_interval": list(
-            statistics.proportion_interval(called[is_class], patients[is_class], seed)
-        ),
+        "sensitivity_interval": list(statistics.proportion_interval(called[is_class], patients[is_class], seed)),
         "specificity": _share(~called[~is_class]),
         "ppv": _share(is_class[called]),
         "auc": float(sk.roc_auc_score(is_class, score)) if _both(is_class) else np.nan,
@@ -133,8 +128,7 @@ def _balanced_interval(truth, predicted, classes, patients, seed):
     if not classes:
         return [np.nan, np.nan]
     members = truth[:, None] == np.array(present)
-    hits = members & (truth == predicted)[:, None]
+    values = np.hstack([members & (truth == predicted)[:, None], members])
     clusters = statistics.fill_unknown(patients)
-    values = np.hstack([hits, members])
     low, high = statistics.cluster_bootstrap(values, clusters, mean_sensitivity, seed=seed)
     return [low, high] if low < high else [np.nan, np.nan]

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import keras
@@ -12,6 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from covidlib import ct
+from covidlib.files import write_atomically
 
 
 def load_images(source, image_size, cache_dir=None):
@@ -60,21 +60,6 @@ def _key(source):
     return digest.hexdigest()[:16]
 
 
-def write_atomically(path, write):
-    """Call `write` with a binary file; the file appears at `path` when it is complete, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
 def quiet():
     """Whether a progress bar has nobody to show itself to: neither a terminal nor a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -95,16 +80,10 @@ class Batches(keras.utils.PyDataset):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
         if len(images) != len(labels):
-            raise ValueError(
-                "images and labels must be equally many. "
-                f"Received: {len(images)} images, {len(labels)} labels"
-            )
-        self.images = images
-        self.labels = np.asarray(labels, np.float32)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = epoch
-        self.augmenter = augmenter
+            raise ValueError("images and labels must be equally many. "
+                             f"Received: {len(images)} images, {len(labels)} labels")
+        self.images, self.labels = images, np.asarray(labels, np.float32)
+        self.batch_size, self.seed, self.epoch, self.augmenter = batch_size, seed, epoch, augmenter
         order = np.arange(len(images))
         if seed is not None:
             order = np.random.default_rng([seed, epoch]).permutation(order)
@@ -117,7 +96,6 @@ class Batches(keras.utils.PyDataset):
         chosen = self.parts[index]
         batch = self.images[chosen].astype(np.float32)
         if self.augmenter is not None:
-            batch = np.stack(
-                [self.augmenter(image, self.epoch, int(n)) for image, n in zip(batch, chosen, strict=True)]
-            )
+            pairs = zip(batch, chosen, strict=True)
+            batch = np.stack([self.augmenter(image, self.epoch, int(n)) for image, n in pairs])
         return batch[..., None], self.labels[chosen]

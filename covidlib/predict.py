@@ -10,13 +10,13 @@ import base64
 import html
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from covidlib import ct
+from covidlib.files import write_atomically
 
 NOTICE = "Research software, not for diagnosis."
 
@@ -109,14 +109,10 @@ def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:
 
 
 def _write(output_dir, predictions, patients, errors, thumbnails):
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     sheet = _sheet(patients, errors, thumbnails)
     for name, text in [("errors.csv", errors.to_csv(index=False)), ("patients.csv", patients.to_csv(index=False)),
                        ("sheet.html", sheet), ("predictions.csv", predictions.to_csv(index=False))]:
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
+        write_atomically(Path(output_dir, name), text)
 
 
 def _sheet(patients, errors, thumbnails) -> str:

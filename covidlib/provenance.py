@@ -8,7 +8,6 @@ committed or published outputs tell nothing about their author's disk.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -16,15 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from covidlib.files import sha256
+
 PACKAGES = ("covidlib", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scipy", "scikit-learn",
             "scikit-image", "pillow", "pydicom", "nibabel", "papermill", "snakemake")
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def sha256(path) -> str:
-    """Hexadecimal SHA-256 of the file at `path`. Raises FileNotFoundError where there is none."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def packages() -> dict[str, str]:

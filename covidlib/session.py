@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from covidlib import evaluation, provenance
 from covidlib.augmentation import Augmenter
+from covidlib.files import write_atomically
 from covidlib.models import build_classifier
-from covidlib.pipeline import Batches, quiet, slice_indices, write_atomically
+from covidlib.pipeline import Batches, quiet, slice_indices
 from covidlib.runs import differences, write_json
 
 WEIGHT_DECAY = 0.05
@@ -25,10 +26,9 @@ HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
 class Session:
     """One training in `folder`, resumed if the same one was begun there.
 
-    state.json is the truth: it holds the history and names the epoch whose checkpoint and best weights
-    count. Order and augmentation follow from seed and epoch, dropout from seed generators that are in the
-    checkpoint, the learning rate from the optimiser's count of steps: a resumed session ends as if it had
-    never stopped.
+    state.json is the truth: it holds the history and names the epoch whose checkpoint and best weights count. Order
+    and augmentation follow from seed and epoch, dropout from seed generators that are in the checkpoint, the learning
+    rate from the optimiser's count of steps: a resumed session ends as if it had never stopped.
     """
 
     def __init__(self, source, images, folder, parameters):
@@ -39,14 +39,8 @@ class Session:
         self.started = time.perf_counter()
         begun = self._begun()
         keras.utils.clear_session()
-        self.model = build_classifier(
-            parameters["variant"],
-            source.classes,
-            parameters["image_size"],
-            weights=parameters["weights"],
-            precision=parameters["precision"],
-            seed=parameters["seed"],
-        )
+        options = {name: parameters[name] for name in ("weights", "precision", "seed")}
+        self.model = build_classifier(parameters["variant"], source.classes, parameters["image_size"], **options)
         self.trainer = self._compile()
         if begun:
             self._load()
@@ -86,9 +80,8 @@ class Session:
         """A model over the same layers, so that the one that is saved knows no optimiser."""
         steps = len(self._batches("train")) * self.parameters["epochs"]
         peak, rise = self.parameters["learning_rate"], max(1, round(WARM_UP * steps))
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, steps - rise), alpha=0.01, warmup_target=peak, warmup_steps=rise
-        )
+        decay = keras.optimizers.schedules.CosineDecay
+        schedule = decay(0.0, max(1, steps - rise), alpha=0.01, warmup_target=peak, warmup_steps=rise)
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         trainer = keras.Model(self.model.inputs, self.model.outputs[0])
@@ -101,30 +94,24 @@ class Session:
     def _rows(self, *splits):
         return np.flatnonzero(self.source.manifest["split"].isin(splits))
 
-    def _batches(self, split, **options):
-        rows = self._rows(split)
+    def _batches(self, *splits, **options):
+        rows = self._rows(*splits)
         return Batches(self.images[rows], self.labels[rows], self.parameters["batch_size"], **options)
 
     def _fit_epoch(self, epoch):
         seed, start = self.parameters["seed"], time.perf_counter()
-        augmenter = Augmenter(self.parameters["augmentation"], seed)
-        validation = self._batches("val")
+        augmenter, validation = Augmenter(self.parameters["augmentation"], seed), self._batches("val")
         history = self.trainer.fit(
             self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter),
             validation_data=validation if len(validation) else None,
             class_weight=self._class_weights() if self.parameters["class_weights"] else None,
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            shuffle=False,
-            verbose=0,
+            initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0,
         ).history
         row = {name: float(history[name][0]) if name in history else None for name in HISTORY[1:5]}
         if not np.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"the loss became {row['loss']} in epoch {epoch + 1}: lower the learning rate. The state "
-                f"after epoch {epoch} is kept in {self.folder}. "
-                f"Received: learning_rate={self.parameters['learning_rate']}"
-            )
+            raise FloatingPointError(f"the loss became {row['loss']} in epoch {epoch + 1}: lower the learning rate. "
+                                     f"The state after epoch {epoch} is kept in {self.folder}. "
+                                     f"Received: learning_rate={self.parameters['learning_rate']}")
         return {"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - start, 3)}
 
     def _class_weights(self):
@@ -159,7 +146,7 @@ class Session:
         history.append(row)
         state = {**self.state, "wall_seconds": self._wall_seconds()}
         current = self.folder / "state.json"
-        write_atomically(current, lambda file: file.write(json.dumps(state).encode()))
+        write_atomically(current, json.dumps(state))
         keep = {current, self._checkpoint(epoch), self._best(self.state["best_epoch"] or 0)}
         for path in set(self.folder.iterdir()) - keep:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -192,41 +179,33 @@ class Session:
     def _predict(self):
         rows = self._rows("val", "test")
         chosen = self.source.manifest.iloc[rows]
-        patients = chosen["patient"] if "patient" in chosen else pd.Series("", chosen.index)
         table = {
             "path": chosen["path"].to_numpy(),
             "slice_index": slice_indices(chosen),
-            "patient": patients.fillna("").astype(str).to_numpy(),
+            "patient": evaluation.patient_names(chosen),
             "split": chosen["split"].to_numpy(),
             "label": chosen["label"].to_numpy(),
         }
-        batches = Batches(self.images[rows], self.labels[rows], self.parameters["batch_size"])
+        batches = self._batches("val", "test")
         scores = self.trainer.predict(batches, verbose=0) if len(rows) else self.labels[rows]
         return pd.DataFrame(table | {f"p_{name}": scores[:, k] for k, name in enumerate(self.source.classes)})
 
     def _content(self, predictions):
         classes = self.source.classes
-        metrics = {
-            split: evaluation.metrics(rows, classes)
-            for split in ("test", "val")
-            if len(rows := predictions[predictions["split"] == split])
-        }
+        parts = {split: predictions[predictions["split"] == split] for split in ("test", "val")}
         wall = self._wall_seconds()
+        manifest = self.source.manifest.to_csv(index=False, lineterminator="\n")
+        used = {name: self.parameters[name] for name in ("weights_sha256", "precision")}
+        used["manifest_sha256"] = hashlib.sha256(manifest.encode()).hexdigest()
         return {
             "parameters": self.parameters,
             "classes": list(classes),
-            "metrics": metrics,
+            "metrics": {split: evaluation.metrics(rows, classes) for split, rows in parts.items() if len(rows)},
             "best_epoch": self.state["best_epoch"] or len(self.state["history"]),
             "epochs_trained": len(self.state["history"]),
             "wall_seconds": wall,
             "model": {"parameters": self.model.count_params(), "weights_sha256": weights_sha256(self.model)},
-            "provenance": provenance.collect(
-                self.parameters,
-                manifest_sha256=_manifest_sha256(self.source),
-                weights_sha256=self.parameters["weights_sha256"],
-                precision=self.parameters["precision"],
-                wall_seconds=wall,
-            ),
+            "provenance": provenance.collect(self.parameters, wall_seconds=wall, **used),
         }
 
 
@@ -236,7 +215,3 @@ def weights_sha256(model):
     for array in model.get_weights():
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _manifest_sha256(source):
-    return hashlib.sha256(source.manifest.to_csv(index=False, lineterminator="\n").encode()).hexdigest()

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from covidlib.datasets import SPLITS
-
-_TRIES = 25
+from covidlib.datasets import SPLITS, patient_or_file
 
 
 def assign(manifest, seed, fractions=(0.7, 0.1, 0.2)):
@@ -24,23 +22,19 @@ def assign(manifest, seed, fractions=(0.7, 0.1, 0.2)):
     groups = _groups(manifest)
     counts = groups.groupby("label").size()
     if counts.min() < 2:
-        raise ValueError(
-            f"Class {counts.idxmin()!r} has one patient, who cannot be in both training and test. Add "
-            "patients, leave the class out, or give a split of your own. Received: patients=1"
-        )
+        raise ValueError(f"Class {counts.idxmin()!r} has one patient, who cannot be in both training and test. Add "
+                         "patients, leave the class out, or give a split of your own. Received: patients=1")
     notes = _notes_on_patients(manifest)
     fractions = np.array(fractions, float)
     if counts.min() < 3:
-        notes.append(
-            f"Class {counts.idxmin()} has fewer than three patients ({counts.min()}): there are a training "
-            "and a test part only, the validation part is left out."
-        )
+        notes.append(f"Class {counts.idxmin()} has fewer than three patients ({counts.min()}): there are a training "
+                     "and a test part only, the validation part is left out.")
         fractions[1] = 0
     rng = np.random.default_rng([seed])
     split = {}
     for _, members in groups.groupby("label"):
         split.update(_deal(members.slices, fractions / fractions.sum(), rng))
-    result = manifest.assign(split=_keys(manifest).map(split))
+    result = manifest.assign(split=patient_or_file(manifest).map(split))
     check_disjoint(result)
     for label, rows in result.groupby("label"):  # one whose patients have more slices of another class
         if not {"train", "test"} <= set(rows.split):
@@ -50,24 +44,17 @@ def assign(manifest, seed, fractions=(0.7, 0.1, 0.2)):
 
 def check_disjoint(manifest):
     """ValueError naming patients, or files of unknown patients, that lie in more than one part."""
-    parts = manifest.groupby(_keys(manifest)).split.unique()
+    parts = manifest.groupby(patient_or_file(manifest)).split.unique()
     leaks = parts[parts.map(len) > 1]
     if len(leaks):
         shown = "; ".join(f"{key} in {' and '.join(sorted(found))}" for key, found in leaks.head(5).items())
-        raise ValueError(
-            f"{len(leaks)} patients lie in more than one part of the split: {shown}"
-            f"{'; ...' if len(leaks) > 5 else ''}. Put all slices of a patient into one part."
-        )
-
-
-def _keys(manifest):
-    """What must stay together: a patient's slices, or a file's where the patient is unknown."""
-    return manifest.patient.where(manifest.patient != "", manifest.path)
+        raise ValueError(f"{len(leaks)} patients lie in more than one part of the split: {shown}"
+                         f"{'; ...' if len(leaks) > 5 else ''}. Put all slices of a patient into one part.")
 
 
 def _groups(manifest):
     """One row per group with its number of slices and its most frequent label."""
-    table = manifest.assign(group=_keys(manifest))
+    table = manifest.assign(group=patient_or_file(manifest))
     counted = table.groupby(["group", "label"], sort=False).size().rename("n").reset_index()
     largest = counted.sort_values("n", kind="stable").groupby("group", sort=False).label.last()
     return table.groupby("group", sort=False).size().rename("slices").to_frame().join(largest)
@@ -75,11 +62,10 @@ def _groups(manifest):
 
 def _deal(slices, fractions, rng):
     """group -> part for one class: of several seeded deals, the one nearest to the fractions."""
-    used = np.flatnonzero(fractions)
-    sizes = slices.to_numpy()
+    used, sizes = np.flatnonzero(fractions), slices.to_numpy()
     target = fractions * sizes.sum()
     best, least = None, np.inf
-    for _ in range(_TRIES):
+    for _ in range(25):
         parts = np.empty(len(slices), int)
         filled, members = np.zeros(3), np.zeros(3, int)
         order = rng.permutation(len(slices))
@@ -99,18 +85,14 @@ def _deal(slices, fractions, rng):
 def _check_fractions(fractions):
     valid = len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-6
     if not valid or fractions[0] == 0 or fractions[2] == 0:
-        raise ValueError(
-            "fractions must be three shares (train, val, test) that sum to 1, train and test above 0. "
-            f"Received: fractions={fractions}"
-        )
+        raise ValueError("fractions must be three shares (train, val, test) that sum to 1, train and test above 0. "
+                         f"Received: fractions={fractions}")
 
 
 def _notes_on_given(manifest):
     missing = [part for part in SPLITS if part not in set(manifest.split)]
-    notes = ["The split that the data set brings along is kept."]
-    if missing:
-        notes.append(f"It has no {' and no '.join(missing)} part.")
-    return notes + _notes_on_patients(manifest)
+    absent = [f"It has no {' and no '.join(missing)} part."] if missing else []
+    return ["The split that the data set brings along is kept.", *absent, *_notes_on_patients(manifest)]
 
 
 def _notes_on_patients(manifest):

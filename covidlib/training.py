@@ -13,8 +13,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from covidlib import provenance
 from covidlib.augmentation import Augmenter
+from covidlib.files import sha256
 from covidlib.models import resolve_precision
 from covidlib.runs import Run, differences, find_runs, read_json, read_run
 from covidlib.session import Session
@@ -22,25 +22,9 @@ from covidlib.session import Session
 __all__ = ["Run", "find_runs", "read_run", "train"]
 
 
-def train(
-    source,
-    images,
-    run_dir,
-    variant,
-    *,
-    image_size,
-    epochs,
-    batch_size,
-    seed,
-    weights=None,
-    precision="auto",
-    learning_rate=1e-3,
-    class_weights=False,
-    early_stopping=None,
-    augmentation="paper",
-    deterministic=True,
-    progress=True,
-):
+def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, seed, weights=None, precision="auto",
+          learning_rate=1e-3, class_weights=False, early_stopping=None, augmentation="paper", deterministic=True,
+          progress=True):
     """Train `variant` on the "train" rows of `source` and predict its "val" and "test" rows.
 
     Args:
@@ -70,50 +54,33 @@ def train(
     _check_data(source, images, image_size)
     _check_patience(early_stopping, source)
     parameters = {
-        "dataset": source.name,
-        "variant": variant,
+        "dataset": source.name, "variant": variant,
         "weights": None if weights in (None, "none") else str(weights),
-        "image_size": image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-        "precision": resolve_precision(precision),
-        "learning_rate": learning_rate,
-        "class_weights": class_weights,
-        "early_stopping": early_stopping,
-        "augmentation": augmentation,
-        "deterministic": deterministic,
-        "backend": keras.backend.backend(),
+        "image_size": image_size, "epochs": epochs, "batch_size": batch_size, "seed": seed,
+        "precision": resolve_precision(precision), "learning_rate": learning_rate,
+        "class_weights": class_weights, "early_stopping": early_stopping,
+        "augmentation": augmentation, "deterministic": deterministic, "backend": keras.backend.backend(),
         "data_sha256": _data_sha256(source, images),
-        "weights_sha256": provenance.sha256(weights) if Path(str(weights)).is_file() else None,
+        "weights_sha256": sha256(weights) if Path(str(weights)).is_file() else None,
     }
-    parameters = json.loads(json.dumps(parameters))
+    parameters = json.loads(json.dumps(parameters))  # as run.json will give them back
     run_dir = Path(run_dir)
     partial = run_dir.with_name(run_dir.name + ".partial")
     if (run_dir / "run.json").exists():
-        content = _finished(run_dir, parameters)
+        content = read_run(run_dir).content
+        if other := differences(content["parameters"], parameters):
+            raise ValueError(f"{run_dir} holds a finished run with {other}. Choose another folder or remove it.")
         shutil.rmtree(partial, ignore_errors=True)
         return content
-    _seed_everything(seed, deterministic)
-    session = Session(source, images, partial, parameters)
-    session.fit(progress)
-    session.finish(run_dir)
-    return read_json(run_dir / "run.json")
-
-
-def _seed_everything(seed, deterministic):
     keras.utils.set_random_seed(seed)
     if deterministic and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-
-
-def _finished(run_dir, parameters):
-    content = read_run(run_dir).content
-    if other := differences(content["parameters"], parameters):
-        raise ValueError(f"{run_dir} holds a finished run with {other}. Choose another folder or remove it.")
-    return content
+    session = Session(source, images, partial, parameters)
+    session.fit(progress)
+    session.finish(run_dir)
+    return read_json(run_dir / "run.json")
 
 
 def _data_sha256(source, images):
@@ -131,20 +98,15 @@ def _check_data(source, images, image_size):
     training = source.manifest[source.manifest["split"] == "train"]
     missing = [name for name in source.classes if not (training["label"] == name).any()]
     if missing:
-        raise ValueError(
-            "every class needs training slices: give the manifest a split with splits.assign. "
-            f"Received none of: {', '.join(missing)}"
-        )
+        raise ValueError("every class needs training slices: give the manifest a split with splits.assign. "
+                         f"Received none of: {', '.join(missing)}")
 
 
 def _check_patience(patience, source):
     if patience is None:
         return
     if not isinstance(patience, int) or patience < 1:
-        raise ValueError(
-            f"early_stopping must be None or epochs, 1 or more. Received: early_stopping={patience!r}"
-        )
+        raise ValueError(f"early_stopping must be None or epochs, 1 or more. Received: early_stopping={patience!r}")
     if not (source.manifest["split"] == "val").any():
-        raise ValueError(
-            f"there are no validation slices: leave early_stopping=None. Received: early_stopping={patience}"
-        )
+        raise ValueError("there are no validation slices: leave early_stopping=None. "
+                         f"Received: early_stopping={patience}")

@@ -4,23 +4,18 @@ import hashlib
 import importlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from covidlib.files import sha256, write_atomically
+
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")
 PHANTOM_SLICES = (27, 6, 27)
-_MODULES = {
-    "phantom": "phantom",
-    "folder": "folder",
-    "ucsd-covid-ct": "ucsd_covid_ct",
-    "sarscov2-ct": "sarscov2_ct",
-    "covid-ct-md": "covid_ct_md",
-}
+_NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "covid-ct-md")
 
 
 @dataclass(frozen=True)
@@ -41,27 +36,27 @@ class Source:
 def load(dataset, data_root=None, slices_per_class=None, seed=0):
     """Manifest of a data set as a Source.
 
-    `slices_per_class` (whole numbers in class order, one for all classes alike, None for the whole set) says
-    how many phantoms to draw; of a real set it keeps at most as many slices, spread over as many patients as
-    it can, chosen by `seed`.
-    `slice_index` is the slice within a volume; for files of one slice it only tells their order.
-    ValueError for an unknown set or bad counts, FileNotFoundError where the folder is not such a set.
+    `slices_per_class` (whole numbers in class order, one for all classes alike, None for the whole set) says how many
+    phantoms to draw; of a real set it keeps at most as many slices, spread over as many patients as it can, chosen by
+    `seed`. `slice_index` is the slice within a volume; for files of one slice it only tells their order. ValueError
+    for an unknown set or bad counts, FileNotFoundError where the folder is not such a set.
     """
-    if dataset not in _MODULES:
-        raise ValueError(f"dataset must be one of {', '.join(_MODULES)}. Received: dataset={dataset!r}")
-    module = importlib.import_module(f"covidlib.datasets.{_MODULES[dataset]}")
+    if dataset not in _NAMES:
+        raise ValueError(f"dataset must be one of {', '.join(_NAMES)}. Received: dataset={dataset!r}")
+    module = importlib.import_module(f"covidlib.datasets.{dataset.replace('-', '_')}")
     if dataset == "phantom":
-        root = Path(data_root or _project() / "data" / "phantom")
+        here = Path.cwd()
+        project = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
+        root = Path(data_root or project / "data" / "phantom")
         classes, notes = ("covid", "viral", "normal"), []
-        counts = _check_counts(slices_per_class or PHANTOM_SLICES, classes)
-        manifest = module.generate(root, counts, seed)
+        manifest = module.generate(root, _check_counts(slices_per_class or PHANTOM_SLICES, classes), seed)
     else:
         root = _check_root(dataset, data_root)
         manifest, classes, notes = module.load(root)
     manifest = _complete(manifest, dataset)
     if slices_per_class is not None and dataset != "phantom":
-        counts = _check_counts(slices_per_class, classes)
-        bounded = _subset(manifest, dict(zip(classes, counts, strict=True)), seed)
+        bounds = dict(zip(classes, _check_counts(slices_per_class, classes), strict=True))
+        bounded = _subset(manifest, bounds, seed)
         if len(bounded) < len(manifest):
             notes = [*notes, f"A subset of {len(bounded)} of the set's {len(manifest)} slices is used."]
         manifest = bounded
@@ -76,10 +71,15 @@ def save(source, output_dir):
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    hashes = {path: _sha256(inside(source.root, path)) for path in source.manifest.path.unique()}
+    hashes = {}
+    for path in source.manifest.path.unique():
+        file = inside(source.root, path)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is listed in the manifest and does not exist. Check data_root.")
+        hashes[path] = sha256(file)
     manifest = source.manifest.assign(sha256=source.manifest.path.map(hashes))
     text = manifest.to_csv(index=False, lineterminator="\n")
-    _write(folder / "manifest.csv", text)
+    write_atomically(folder / "manifest.csv", text)
     counts = {
         split: {name: int((rows.label == name).sum()) for name in source.classes}
         for split, rows in manifest.groupby("split", sort=False)
@@ -95,7 +95,7 @@ def save(source, output_dir):
         "counts": counts,
         "manifest_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    _write(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
+    write_atomically(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
 
 
 def open_saved(output_dir, data_root=None):
@@ -103,20 +103,17 @@ def open_saved(output_dir, data_root=None):
     folder = Path(output_dir)
     for name in ("manifest.csv", "dataset.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} does not exist: run notebook 00_data first with output_dir={str(folder)!r}."
-            )
+            raise FileNotFoundError(f"{folder / name} does not exist: run notebook 00_data first with "
+                                    f"output_dir={str(folder)!r}.")
     description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    if _sha256(folder / "manifest.csv") != description["manifest_sha256"]:
+    if sha256(folder / "manifest.csv") != description["manifest_sha256"]:
         raise ValueError(f"{folder / 'manifest.csv'} does not fit dataset.json: run notebook 00_data again.")
     root = Path(data_root) if data_root else Path(os.path.normpath(folder / description["root"]))
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"The images of {description['name']} are not in {root}. Give their folder as data_root."
-        )
-    manifest = read_manifest(folder / "manifest.csv")
-    classes, notes = tuple(description["classes"]), description["notes"]
-    return Source(manifest, classes, root, description["name"], notes, description["official_split"])
+        raise FileNotFoundError(f"The images of {description['name']} are not in {root}. "
+                                "Give their folder as data_root.")
+    return Source(read_manifest(folder / "manifest.csv"), tuple(description["classes"]), root, description["name"],
+                  description["notes"], description["official_split"])
 
 
 def read_manifest(path):
@@ -124,10 +121,8 @@ def read_manifest(path):
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     missing = {"path", "label"} - set(table.columns)
     if missing or not len(table):
-        raise ValueError(
-            f"{path} needs columns path,label (and may have patient,split,slice_index) and at least one row. "
-            f"Received: columns={list(table.columns)}, rows={len(table)}"
-        )
+        raise ValueError(f"{path} needs columns path,label (and may have patient,split,slice_index) and at least one "
+                         f"row. Received: columns={list(table.columns)}, rows={len(table)}")
     return _complete(table, "")
 
 
@@ -143,10 +138,13 @@ def require_folders(root, names, dataset):
     """FileNotFoundError naming what the set should look like where a part of it is missing."""
     missing = [name for name in names if not (root / name).exists()]
     if missing:
-        raise FileNotFoundError(
-            f"{root} is not a {dataset} folder: {', '.join(missing)} missing. "
-            f"It should hold {', '.join(names)}."
-        )
+        raise FileNotFoundError(f"{root} is not a {dataset} folder: {', '.join(missing)} missing. "
+                                f"It should hold {', '.join(names)}.")
+
+
+def patient_or_file(manifest):
+    """Series of what must stay together: a patient's slices, or a file's where the patient is unknown."""
+    return manifest.patient.where(manifest.patient != "", manifest.path)
 
 
 def natural(path):
@@ -183,8 +181,7 @@ def _subset(manifest, bounds, seed):
     """At most `bounds[label]` rows per class: each patient in turn gives one slice, splits in proportion."""
     rng = np.random.default_rng([seed])
     shuffled = manifest.iloc[rng.permutation(len(manifest))]
-    patient = shuffled.patient.where(shuffled.patient != "", shuffled.path)
-    turn = shuffled.groupby(["label", "split", patient]).cumcount()
+    turn = shuffled.groupby(["label", "split", patient_or_file(shuffled)]).cumcount()
     shuffled = shuffled.assign(turn=turn).sort_values("turn", kind="stable")
     part = shuffled.groupby(["label", "split"])
     share = part.cumcount() / part.turn.transform("size")
@@ -198,10 +195,8 @@ def _check_counts(counts, classes):
     values = values * len(classes) if len(values) == 1 else values
     whole = all(isinstance(value, (int, np.integer)) and value >= 1 for value in values)
     if len(values) != len(classes) or not whole:
-        raise ValueError(
-            f"slices_per_class must be {len(classes)} whole numbers of at least 1, for {', '.join(classes)}, or one. "
-            f"Received: slices_per_class={counts}"
-        )
+        raise ValueError(f"slices_per_class must be {len(classes)} whole numbers of at least 1, for "
+                         f"{', '.join(classes)}, or one. Received: slices_per_class={counts}")
     return tuple(int(value) for value in values)
 
 
@@ -214,32 +209,8 @@ def _check_root(dataset, data_root):
     return Path(data_root)
 
 
-def _project():
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
-
-
 def _relative(root, folder):
     try:
         return Path(os.path.relpath(root, folder)).as_posix()
     except ValueError:  # another drive on Windows
         return Path(root).resolve().as_posix()
-
-
-def _sha256(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is listed in the manifest and does not exist. Check data_root.")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path, text):
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise

@@ -21,7 +21,7 @@ def load(root):
     """(manifest, classes, notes) of a folder."""
     listed = (root / "manifest.csv").is_file()
     manifest, left_out = _from_csv(root) if listed else _from_folders(root)
-    classes = sorted(set(manifest.label), key=lambda name: (_rank(name), name))
+    classes = sorted(set(manifest.label), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     if len(classes) < 2:
         raise ValueError(f"{root} needs at least two classes. {_LAYOUT}. Received: classes={classes}")
     notes = []
@@ -34,10 +34,6 @@ def load(root):
     return manifest, tuple(classes), notes
 
 
-def _rank(name):
-    return ORDER.index(name) if name in ORDER else len(ORDER)
-
-
 def _from_csv(root):
     table = read_manifest(root / "manifest.csv")
     for path in table.path.unique():
@@ -45,12 +41,8 @@ def _from_csv(root):
             raise FileNotFoundError(f"{root / path} is listed in manifest.csv and does not exist.")
     if "slice_index" in pd.read_csv(root / "manifest.csv", nrows=0, encoding="utf-8-sig"):
         return table, []
-    rows = [
-        {**row, "slice_index": index}
-        for row in table.to_dict("records")
-        for index in range(ct.count_slices(root / row["path"]))
-    ]
-    return pd.DataFrame(rows), []
+    table["slice_index"] = [range(ct.count_slices(root / path)) for path in table.path]
+    return table.explode("slice_index", ignore_index=True), []
 
 
 def _from_folders(root):
