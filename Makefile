@@ -3,7 +3,7 @@ PROFILE ?= quick
 DATASET ?= phantom
 DATA_ROOT ?=
 WEIGHTS ?= none
-JOBS ?= 1
+JOBS ?= 2
 BIN := .venv/bin
 
 .PHONY: help env reproduce test lab clean lock

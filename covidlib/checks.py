@@ -106,7 +106,7 @@ def _enough(evidence, table, text) -> None:
 def accuracy(evidence, variant, paper, label=None):
     """Share of test slices classified correctly; holds if its 95 % interval reaches the paper's value."""
     table = evidence.correct(variant, label)
-    low, high = statistics.cluster_bootstrap(table["correct"], statistics.fill_unknown(table["patient"]))
+    low, high = statistics.proportion_interval(table["correct"], table["patient"])
     mean = table["correct"].mean()
     seeds = len(evidence.of(variant))
     text = f"{mean:.3f} of {len(table)} test slices, {seeds} seed{'s'[:seeds > 1]}"

@@ -10,6 +10,7 @@ import functools
 import gzip
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -329,7 +330,7 @@ def _gunzip_head(path):
     try:
         with gzip.open(path) as file:
             return file.read(1024)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return b""
 
 
@@ -349,10 +350,10 @@ def _nifti_volume(path, modified):
     with open(path, "rb") as file:
         data = file.read()
     stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if data.startswith(b"\x1f\x8b") else io.BytesIO(data)
-    head = stream.read(8)
-    stream.seek(0)
-    kind = nibabel.Nifti2Image if head[4:8] == b"n+2\0" else nibabel.Nifti1Image
     try:
+        head = stream.read(8)
+        stream.seek(0)
+        kind = nibabel.Nifti2Image if head[4:8] == b"n+2\0" else nibabel.Nifti1Image
         image = kind.from_stream(stream)
         shape = image.shape + (1,) * (3 - len(image.shape))
         shape = shape[:3] if set(shape[3:]) == {1} else shape
@@ -360,7 +361,7 @@ def _nifti_volume(path, modified):
             raise ReadError(path, f"is not one grey volume of usual size (shape {image.shape})",
                             "Give a three-dimensional CT volume")
         values = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         if isinstance(error, ReadError):
             raise
         raise ReadError(path, f"is damaged or truncated ({error})", "Copy or download it again") from error

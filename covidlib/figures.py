@@ -228,7 +228,7 @@ def table1(machine) -> pd.DataFrame:
                          for key, value in {"machine": "this one", **machine}.items()])
 
 
-def table2(comparison, speed=None, harness="predict loop", batch=1) -> pd.DataFrame:
+def table2(comparison, speed=None) -> pd.DataFrame:
     """Table 2 (§3.3): accuracy and images per second of each variant, the paper's beside ours.
 
     comparison: as `covidlib.comparison.table` gives it; speed: as `covidlib.speed.measure` does, or None.
@@ -242,13 +242,13 @@ def table2(comparison, speed=None, harness="predict loop", batch=1) -> pd.DataFr
                 "high": row["difference_high"]}
         for device in ("cpu", "gpu"):
             line[f"FPS {device.upper()}, paper"] = PAPER["fps"].get((variant, device))
-            here = [] if speed is None else timed(speed, variant, device, harness, batch)["median_fps"].tolist()
+            here = [] if speed is None else timed(speed, variant, device)["median_fps"].tolist()
             line[f"FPS {device.upper()}, here"] = here[0] if here else None
         rows.append(line)
     return pd.DataFrame(rows)
 
 
-def timed(speed, variant, device, harness="predict loop", batch=1) -> pd.DataFrame:
-    """Rows of the speed table for one variant, harness and batch on the devices whose name starts so."""
-    return speed[(speed["variant"] == variant) & (speed["harness"] == harness) & (speed["batch"] == batch)
+def timed(speed, variant, device) -> pd.DataFrame:
+    """Rows of the speed table for single slices in the predict loop, on the devices whose name starts so."""
+    return speed[(speed["variant"] == variant) & (speed["harness"] == "predict loop") & (speed["batch"] == 1)
                  & speed["device"].str.startswith(device)]

@@ -56,15 +56,15 @@ def cluster_bootstrap(values, clusters, statistic=mean, seed=0, resamples=RESAMP
 
 
 def proportion_interval(correct, patients, seed=0):
-    """95 % interval of the share of True in `correct` (n,), given the patient of each slice (n,).
+    """95 % interval of the mean of `correct` (n,), 0 to 1 each, given the patient of each slice (n,).
 
     Slices of one patient are not independent: patients are resampled where they are known, a slice without
     a patient ("") being a cluster of its own. No patient known: Wilson over the slices. Where resampling
     could only return the point itself, as when all slices are right: Wilson over the patients.
     """
-    correct = np.asarray(correct, dtype=bool)
+    correct = np.asarray(correct, dtype=float)
     if not patients_known(patients):
-        return wilson(correct.sum(), correct.size)
+        return wilson(round(correct.sum()), correct.size)
     clusters = fill_unknown(patients)
     low, high = cluster_bootstrap(correct, clusters, seed=seed)
     if low < high:

@@ -338,3 +338,14 @@ def test_real_files(shared_data):
     assert minimal.min() == -1024 and minimal.max() == 1502
     volume = ct.read_volume(shared_data / "fixtures" / "nifti" / "ct_cropped.nii.gz")
     assert volume.shape == (112, 102, 122) and volume.min() == -1024
+
+
+@pytest.mark.parametrize("place", [20, 3000])
+def test_a_damaged_deflate_stream_is_a_read_error(tmp_path, place):
+    rng = np.random.default_rng(0)
+    path = write_nifti(tmp_path / "v.nii.gz", rng.normal(-500, 200, (12, 12, 12)).astype(np.float32))
+    data = bytearray(path.read_bytes())
+    data[place:place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(ct.ReadError, match="v.nii.gz"):
+        ct.read_volume(path)

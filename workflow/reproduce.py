@@ -21,7 +21,7 @@ def main():
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--data-root", default="", help="the set's own folder; phantoms are made where it is left out")
     parser.add_argument("--weights", default="none", help="none, imagenet, or a path")
-    parser.add_argument("--jobs", type=int, default=1, help="notebooks at the same time")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks at the same time")
     options = parser.parse_args()
     if options.dataset != "phantom" and not options.data_root:
         parser.error(f"dataset {options.dataset} needs its folder: DATA_ROOT=path (see DATA_CARD.md)")

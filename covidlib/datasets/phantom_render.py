@@ -27,12 +27,12 @@ TABLES = ((0.0006, 22, 235, -930, 60), (0.0011, 28, 260, -960, -120), (0.0019, 1
 
 @dataclass(frozen=True)
 class Phantom:
-    """`hu` float32 (256, 256) in Hounsfield units; `lungs` and `lesions` bool (256, 256)."""
+    """`hu` float32 (256, 256) in Hounsfield units, `lungs` and `lesions` bool (256, 256), `pixel` size in mm."""
 
     hu: np.ndarray
     lungs: np.ndarray
     lesions: np.ndarray
-    pixel: float = 1.0
+    pixel: float
 
 
 class Slice:
