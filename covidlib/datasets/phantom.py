@@ -27,7 +27,7 @@ from .phantom_lesions import CLASSES
 from .phantom_render import Phantom, slice_of
 
 __all__ = ["CLASSES", "Phantom", "generate", "render"]
-VERSION = 7
+VERSION = 8
 SPAN = (0.0, 185.0)
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index", "level", "lesion_fraction"]
 
