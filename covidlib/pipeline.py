@@ -99,3 +99,22 @@ class Batches(keras.utils.PyDataset):
             pairs = zip(batch, chosen, strict=True)
             batch = np.stack([self.augmenter(image, self.epoch, int(n)) for image, n in pairs])
         return batch[..., None], self.labels[chosen]
+
+
+def feed(batches):
+    """What `fit`, `evaluate` and `predict` take: `batches`, on TensorFlow as a tf.data.Dataset without autotuning.
+
+    With Keras's own conversion the autotuner's thread sleeps up to a minute between looks, and the iterator's end
+    waits for it to wake: epochs then last 20.5 or 41 seconds whatever there is to do (TensorFlow 2.21).
+    """
+    if keras.backend.backend() != "tensorflow" or not len(batches):
+        return batches
+    import tensorflow as tf
+
+    signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in batches[0])
+    dataset = tf.data.Dataset.from_generator(lambda: (batches[n] for n in range(len(batches))),
+                                             output_signature=signature)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(2)
+    return dataset.with_options(options)

@@ -15,7 +15,7 @@ from covidlib import evaluation, provenance
 from covidlib.augmentation import Augmenter
 from covidlib.files import write_atomically
 from covidlib.models import build_classifier
-from covidlib.pipeline import Batches, quiet, slice_indices
+from covidlib.pipeline import Batches, feed, quiet, slice_indices
 from covidlib.runs import differences, write_json
 
 WEIGHT_DECAY = 0.05
@@ -89,6 +89,9 @@ class Session:
         jit = False if keras.backend.backend() == "tensorflow" else "auto"
         trainer.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
         optimizer.build(trainer.trainable_variables)
+        # a metric that is built while the step is traced has TensorFlow trace it twice
+        trainer.compute_metrics(None, self.labels[:1], self.labels[:1])
+        trainer.reset_metrics()
         return trainer
 
     def _rows(self, *splits):
@@ -102,8 +105,8 @@ class Session:
         seed, start = self.parameters["seed"], time.perf_counter()
         augmenter, validation = Augmenter(self.parameters["augmentation"], seed), self._batches("val")
         history = self.trainer.fit(
-            self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter),
-            validation_data=validation if len(validation) else None,
+            feed(self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter)),
+            validation_data=feed(validation) if len(validation) else None,
             class_weight=self._class_weights() if self.parameters["class_weights"] else None,
             initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0,
         ).history
@@ -187,7 +190,7 @@ class Session:
             "label": chosen["label"].to_numpy(),
         }
         batches = self._batches("val", "test")
-        scores = self.trainer.predict(batches, verbose=0) if len(rows) else self.labels[rows]
+        scores = self.trainer.predict(feed(batches), verbose=0) if len(rows) else self.labels[rows]
         return pd.DataFrame(table | {f"p_{name}": scores[:, k] for k, name in enumerate(self.source.classes)})
 
     def _content(self, predictions):

@@ -31,7 +31,7 @@ def main():
     (ROOT / ".snakemake").mkdir(exist_ok=True)
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile",
                  "--configfile", f"workflow/profiles/{options.profile}.yaml", "--cores", str(options.jobs),
-                 "--rerun-incomplete", "--quiet", "host", "--config", f"profile={options.profile}",
+                 "--rerun-incomplete", "--quiet", "host", "reason", "rules", "--config", f"profile={options.profile}",
                  f"dataset={options.dataset}", f"data_root={options.data_root}", f"weights={options.weights}"]
     try:
         with FileLock(ROOT / ".snakemake" / "reproduce.lock", timeout=0):
