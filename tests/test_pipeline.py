@@ -122,3 +122,15 @@ def test_mistakes_are_named(arrays, source):
         Batches(arrays[0], arrays[1][:10], 4)
     with pytest.raises(ValueError, match="Received: image_size=0"):
         pipeline.load_images(source, 0)
+
+
+def test_what_is_fed_are_the_same_batches_without_autotuning():
+    images = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
+    batches = pipeline.Batches(images, np.eye(5), 2, seed=3)
+    fed = pipeline.feed(batches)
+    if keras.backend.backend() == "tensorflow":
+        assert fed.options().autotune.enabled is False and fed.cardinality() == len(batches)
+    for (x, y), (fed_x, fed_y) in zip([batches[n] for n in range(len(batches))], fed, strict=True):
+        np.testing.assert_array_equal(x, fed_x)
+        np.testing.assert_array_equal(y, fed_y)
+    assert len(pipeline.feed(pipeline.Batches(images[:0], np.eye(5)[:0], 2))) == 0
