@@ -125,9 +125,9 @@ def test_a_wrong_parameter_or_a_missing_artifact_is_a_clear_error(copy, name, gi
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"epochs": 0}, "epochs must be at least 1. Received: epochs=0"),
+    ({"epochs": 0}, "Received: epochs=0"),
     ({"variant": "resnet51"}, "did you mean"),
-    ({"batch_size": 0}, "batch_size must be at least 1"),
+    ({"batch_size": 0}, "Received: batch_size=0"),
     ({"weights": "no-such.h5"}, "no-such.h5"),
 ])
 def test_a_bad_value_leaves_no_run(copy, given, message):
