@@ -22,8 +22,7 @@ from .checks import Evidence, Finding, Missing
 REPRODUCED, NOT_REPRODUCED, MECHANICS = "reproduced", "not reproduced", "mechanics only"
 INCONSISTENT, UNTESTABLE = "inconsistent in the paper", "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONSISTENT, UNTESTABLE, MECHANICS)
-REPRODUCE = "make reproduce PROFILE={profile} DATASET={dataset}"
-SPEED = "python -m covidlib.run notebooks/06_speed.ipynb 06_speed.ipynb -p output_dir {runs}"
+REPRODUCE = "make reproduce PROFILE={profile} DATASET={dataset}{root}"
 ONE = "python -m covidlib.claims --check {id}"
 GEOMETRIC = ("horizontal_flip", "vertical_flip", "rotation", "shear", "translation", "scale")
 
@@ -120,11 +119,11 @@ CLAIMS = (
     _reading("same-data", "§3.3", "Other methods are compared on the same data set.", "same, then similar",
              "the data set of the other methods is called the same, then similar", INCONSISTENT),
     *(Claim(f"fps-{variant}-{device}", "§3.3", f"{variant} classifies {value} frames per second on the "
-            f"{device.upper()}.", str(value), partial(checks.fps, variant=variant, device=device), SPEED,
+            f"{device.upper()}.", str(value), partial(checks.fps, variant=variant, device=device), REPRODUCE,
             against=UNTESTABLE)
       for (variant, device), value in checks.figures.PAPER["fps"].items()),
     *(Claim(f"faster-{device}", "§3.3", f"It is faster than ResNet50 on the {device.upper()}.", times,
-            partial(checks.faster, device=device), SPEED)
+            partial(checks.faster, device=device), REPRODUCE)
       for device, times in (("cpu", "1.62 times"), ("gpu", "1.68 times"))),
     Claim("faster-with-more", "§3.3", "It is faster than ResNet50, to which it adds modules.", "1.62 times",
           checks.faster_than_cost, against=INCONSISTENT),
@@ -165,8 +164,9 @@ def _row(claim, evidence) -> dict:
     stated = {name: getattr(claim, name) for name in ("id", "section", "statement", "paper_value")}
     dataset = evidence.dataset if claim.images else None
     folder = evidence.folder.resolve()
-    command = claim.command.format(**stated, profile=folder.name, dataset=evidence.dataset or "phantom",
-                                   runs=f"../runs/{folder.parent.name}/{folder.name}")
+    name = evidence.dataset or "phantom"
+    command = claim.command.format(**stated, profile=folder.name, dataset=name,
+                                   root="" if name == "phantom" else " DATA_ROOT=<its folder>")
     return {**stated, "check": how, "measured": str(finding) if isinstance(finding, Missing) else finding.measured,
             "interval": _interval(finding), "dataset": dataset, "command": command,
             "verdict": verdict(claim, finding, dataset)}

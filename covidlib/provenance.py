@@ -19,6 +19,7 @@ from covidlib.files import sha256
 
 PACKAGES = ("covidlib", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scipy", "scikit-learn",
             "scikit-image", "pillow", "pydicom", "nibabel", "papermill", "snakemake")
+PLACES = ("data_root", "weights", "input_path", "model_path", "output_dir", "runs_dir")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -96,7 +97,7 @@ def backend() -> str:
 
 
 def _plain(key, value):
-    if key == "data_root" and value:
+    if key in PLACES and value:
         return Path(value).name
     return list(value) if isinstance(value, tuple) else value
 
@@ -105,8 +106,8 @@ def collect(parameters: dict, *, manifest_sha256=None, weights_sha256=None, prec
             wall_seconds=None) -> dict:
     """Everything needed to say how a result was made; plain data, ready for JSON.
 
-    `parameters` are the notebook's or function's own, by name; the seed is among them. Of `data_root`
-    only the folder's name is kept.
+    `parameters` are the notebook's or function's own, by name; the seed is among them. Of a place on disk
+    (`PLACES`) only the last name is kept.
     """
     lock = ROOT / "requirements.lock"
     return {

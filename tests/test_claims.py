@@ -162,7 +162,7 @@ def test_real_images_are_judged_by_the_interval(real):
     low, high = rows["baseline"]["interval"]
     assert low < float(rows["baseline"]["measured"].split()[0]) < high < 0.87
     assert rows["gain"]["verdict"] == "reproduced" and rows["gain-pyramid"]["verdict"] == "not reproduced"
-    assert rows["accuracy"]["command"] == "make reproduce PROFILE=quick DATASET=ucsd-covid-ct"
+    assert rows["accuracy"]["command"] == "make reproduce PROFILE=quick DATASET=ucsd-covid-ct DATA_ROOT=<its folder>"
 
 
 def test_measured_follows_the_artifacts(phantom, tmp_path):

@@ -49,8 +49,7 @@ class Viewer:
     def open(self, path, title=None):
         """Read a scan of one or several slices and show its middle one; a message where it cannot be read."""
         try:
-            holds_hu = ct.sniff(path) in ("dicom", "nifti")
-            scan = ct.read_volume(path) if holds_hu else ct.read_slice(path)[None]
+            scan, holds_hu = self._read(path)
         except (ct.ReadError, FileNotFoundError) as error:
             self._say(str(error))
             return
@@ -61,6 +60,15 @@ class Viewer:
         self.position.max = len(scan) - 1
         self.position.value = len(scan) // 2
         self.show()
+
+    def _read(self, path):
+        """float32 HU or uint8 grey (D, H, W), and which of the two it is."""
+        if ct.sniff(path) in ("dicom", "nifti"):
+            try:
+                return ct.read_volume(path), True
+            except ct.ReadError:  # some headers say nothing of HU: then grey values are shown as they are
+                pass
+        return np.stack([ct.read_slice(path, index) for index in range(ct.count_slices(path))]), False
 
     def show(self):
         """Draw the chosen slice in the chosen window, and the chosen network's answer to it."""

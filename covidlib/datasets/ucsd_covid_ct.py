@@ -40,7 +40,7 @@ def _add_patients(root, manifest):
         return manifest, [note]
     table = pd.read_csv(root / "patients.csv", dtype=str, keep_default_na=False)
     table["path"] = "Images-processed/" + table.folder + "/" + table.file
-    merged = manifest.merge(table[["path", "patient", "doi"]], on="path", how="left", validate="one_to_one")
+    merged = manifest.merge(table[["path", "patient"]], on="path", how="left", validate="one_to_one")
     # each folder numbers its patients on its own
     merged["patient"] = (merged.label + "/" + merged.patient).fillna("")
     unknown = int((merged.patient == "").sum())

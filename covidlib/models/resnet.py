@@ -1,7 +1,7 @@
 """ResNet-50 (He et al., https://arxiv.org/abs/1512.03385) with the layer names of keras.applications.
 
 Same names and shapes mean that its published weights load; named stages are what the pyramid, the
-attention and the explanations hold on to.
+attention hold on to.
 """
 
 from keras import layers

@@ -34,8 +34,8 @@ def test_ucsd_layout_without_patients(ucsd):
 
 
 def test_ucsd_patients_of_two_folders_are_two(ucsd):
-    columns = ["folder", "file", "patient", "doi"]
-    rows = [(f"CT_{p}", f"{k}%1.png", f"Patient {k}", "") for p in ("COVID", "NonCOVID") for k in range(3)]
+    columns = ["folder", "file", "patient"]
+    rows = [(f"CT_{p}", f"{k}%1.png", f"Patient {k}") for p in ("COVID", "NonCOVID") for k in range(3)]
     pd.DataFrame(rows, columns=columns).to_csv(ucsd / "patients.csv", index=False)
     source = datasets.load("ucsd-covid-ct", ucsd)
     assert source.manifest.patient.nunique() == 6 and source.notes == []
