@@ -177,11 +177,10 @@ def test_few_patients_support_no_verdict(tmp_path):
     assert row["verdict"] == "not testable here" and "6 independent patients" in row["measured"]
 
 
-def test_one_patient_gives_no_interval(tmp_path):
+def test_one_patient_gives_a_wide_interval_not_none(tmp_path):
     folder = make_runs(tmp_path / "phantom" / "smoke", "phantom", patients=3)
     row = claims.check(folder, "recall-viral")[0]
-    assert row["interval"] is None and row["verdict"] == "mechanics only"
-    assert "[" not in claims.table([row])
+    assert row["interval"][1] - row["interval"][0] > 0.5 and row["verdict"] == "mechanics only"
 
 
 def test_other_classes_leave_recalls_open(tmp_path):
