@@ -206,6 +206,7 @@ def test_short_runs_say_nothing_about_35_epochs(real):
 def test_speed_rows(phantom):
     rows = by_id(phantom)
     assert rows["faster-cpu"]["verdict"] == "not reproduced"
+    assert rows["training-speed"]["verdict"] in ("not testable here", "mechanics only")
     assert rows["faster-cpu"]["measured"] == "0.75 times resnet50"
     assert rows["fps-improved-cpu"]["verdict"] == "not testable here"
     assert rows["fps-improved-cpu"]["measured"].startswith("6.00 images/s")
