@@ -27,7 +27,7 @@ def draw(label, rng, patient, heights):
     return []
 
 
-def _place(rng, patient, side, angle, reach, z):
+def _place(patient, side, angle, reach, z):
     """A point at `angle` (0 in front, pi at the back) and `reach` of the way to the chest wall."""
     a, b = (float(n) for n in anatomy.cavity_axes(patient.values, z))
     x, y = side * a * np.sin(angle) * reach, -b * np.cos(angle) * reach
@@ -36,7 +36,7 @@ def _place(rng, patient, side, angle, reach, z):
 
 def _patch(rng, patient, side, z, posterior=2.3, reach=(0.86, 0.99), size=1.0, density=(0.25, 0.65)):
     angle = np.clip(rng.normal(posterior, 0.5), 0.5, 2.85)
-    lesion = _place(rng, patient, side, angle, rng.uniform(*reach), z)
+    lesion = _place(patient, side, angle, rng.uniform(*reach), z)
     lesion.update(kind="patch", long=size * rng.uniform(16, 44), short=size * rng.uniform(9, 22),
                   tall=rng.uniform(18, 45), density=rng.uniform(*density), soft=rng.uniform(0.5, 1.3),
                   septa=float(rng.uniform() < 0.3) * rng.uniform(0.12, 0.3))
@@ -66,19 +66,19 @@ def _viral(rng, patient, heights):
     lesions = []
     if kind == "consolidation":
         for _ in range(int(rng.integers(1, 3))):
-            lesion = _place(rng, patient, side, rng.uniform(0.9, 2.6), rng.uniform(0.45, 0.85), middle)
+            lesion = _place(patient, side, rng.uniform(0.9, 2.6), rng.uniform(0.45, 0.85), middle)
             lesion.update(kind="patch", long=rng.uniform(20, 48), short=rng.uniform(16, 34), septa=0.0,
                           tall=rng.uniform(25, 60), density=rng.uniform(0.6, 1.0), soft=rng.uniform(0.3, 0.7))
             lesions.append(lesion)
     elif kind == "bud":
         for _ in range(int(rng.integers(3, 8))):
-            lesion = _place(rng, patient, side if rng.uniform() < 0.75 else -side, rng.uniform(0.6, 2.7),
+            lesion = _place(patient, side if rng.uniform() < 0.75 else -side, rng.uniform(0.6, 2.7),
                             rng.uniform(0.4, 0.9), rng.uniform(min(heights), max(heights)))
             lesion.update(kind="bud", spheres=_buds(rng, lesion), density=rng.uniform(0.6, 1.0))
             lesions.append(lesion)
     else:
         for one in (-1, 1):
-            lesion = _place(rng, patient, one, rng.uniform(1.3, 1.9), rng.uniform(0.38, 0.52), middle)
+            lesion = _place(patient, one, rng.uniform(1.3, 1.9), rng.uniform(0.38, 0.52), middle)
             lesion.update(kind="patch", long=rng.uniform(32, 58), short=rng.uniform(26, 46), septa=0.0,
                           tall=rng.uniform(35, 70), density=rng.uniform(0.22, 0.5), soft=1.2)
             lesions.append(lesion)
