@@ -1,57 +1,128 @@
 """COVID-CT-MD (Afshar et al. 2021, https://doi.org/10.1038/s41597-021-00900-3): DICOM volumes, three classes.
 
-Used are the slices marked as infected of COVID-19 and of community-acquired pneumonia (`cap`, not only
-viral), and of normal patients those that show lung: at least LUNG_FRACTION of the body's cross-section is
-below -500 HU. `slice_index` is the slice's place in its volume by slice location, feet first.
+Used are the slices that the authors' readers marked as infected of COVID-19 and of community-acquired pneumonia
+(`cap`, not only viral), and of normal patients those that show lung: at least LUNG_FRACTION of the body's
+cross-section. `slice_index` is the slice's place in its volume by slice location, feet first.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+import pydicom
 
-from covidlib import ct
-from covidlib.datasets import inside, require_folders
+from covidlib import ct, lungs
+from covidlib.ct import ReadError
+from covidlib.datasets import listing
 
 LUNG_FRACTION = 0.12
-_FOLDERS = {"COVID-19 subjects": "covid", "Cap subjects": "cap", "Normal subjects": "normal"}
-_COLUMNS = {"file", "patient", "slice_location_mm", "infection"}
+_CLASSES = {"covid-19": "covid", "cap": "cap", "normal": "normal"}
+_NEEDED = ("It should hold the folders COVID-19 subjects, Cap subjects and Normal subjects, and Index.csv with "
+           "Slice-level-labels.npy, or slices.csv")
 
 
 def load(root):
-    """(manifest, classes, notes); slices.csv has columns file, patient, slice_location_mm and infection."""
-    require_folders(root, [*_FOLDERS, "slices.csv"], "covid-ct-md")
-    table = pd.read_csv(root / "slices.csv", dtype={"patient": str})
-    if _COLUMNS - set(table.columns):
-        raise ValueError(f"slices.csv needs columns {sorted(_COLUMNS)}. Received: {list(table.columns)}")
-    for path in table.file:
-        if not inside(root, path).is_file():
-            raise FileNotFoundError(f"{root / path} is listed in slices.csv and does not exist.")
-    table["label"] = table.file.str.split("/").str[0].map(_FOLDERS)
-    stray = table.file[table.label.isna()]
-    if len(stray):
-        raise ValueError(f"Files must lie in {', '.join(_FOLDERS)}. Received: {stray.iloc[0]}")
+    """(manifest, classes, notes, problems) of the full set or of a part of it; reads the header of every slice.
+
+    A folder per class (`COVID-19 subjects`, `Cap subjects`, `Normal subjects`; `cases` will do) holds a folder per
+    patient. Which slices are infected stands in Index.csv with Slice-level-labels-updated-1.npy or
+    Slice-level-labels.npy, as published, or in a slices.csv with columns file, patient, infection.
+    """
+    folders = {folder.name: label for folder in sorted(root.iterdir()) if (label := _class_of(folder))}
+    listed = (root / "slices.csv").is_file()
+    if set(_CLASSES.values()) - set(folders.values()) or not (listed or (root / "Index.csv").is_file()):
+        raise FileNotFoundError(f"{root} is not a covid-ct-md folder. {_NEEDED}.")
+    found = [sum(pair, []) for pair in zip(*(listing.find(root, folder) for folder in folders), strict=True)]
+    table, problems = _from_csv(root, found, folders) if listed else _from_labels(root, found, folders)
     table["patient"] = table.label + "/" + table.patient
-    table["slice_index"] = table.groupby("patient").slice_location_mm.rank(method="first").astype(int) - 1
+    order = table.sort_values(["patient", "slice_location_mm"])
+    table["slice_mm"] = table.patient.map(order.groupby("patient").slice_location_mm.agg(lambda z: z.diff().median()))
     normal = table.label == "normal"
-    shown = [lung_fraction(ct.read_hu(root / path)) >= LUNG_FRACTION for path in table.file[normal]]
     used = table.infection == 1
-    used[normal] = shown
-    manifest = table[used].sort_values(["label", "patient", "slice_index"]).rename(columns={"file": "path"})
-    notes = [
-        f"{len(manifest)} of {len(table)} slices are used: infected ones of COVID-19 and CAP, and of normal "
-        f"patients those whose cross-section is at least {LUNG_FRACTION:.0%} lung."
-    ]
+    used[normal] = [_shows_lung(root / path, problems) for path in table.path[normal]]
+    manifest = table[used].sort_values(["label", "patient", "slice_index"])
+    listing.require_images(root, manifest, _CLASSES.values(), "covid-ct-md")
+    notes = [f"{len(manifest)} of {len(table)} slices are used: infected ones of COVID-19 and CAP, and of normal "
+             f"patients those whose cross-section is at least {LUNG_FRACTION:.0%} lung."]
     if table.patient.nunique() < 30:
         notes.append(f"{table.patient.nunique()} patients support no claim about accuracy.")
-    return manifest.drop(columns=["slice_number"], errors="ignore"), tuple(_FOLDERS.values()), notes
+    return manifest, tuple(_CLASSES.values()), notes, problems
 
 
-def lung_fraction(hu):
-    """Share of air (below -500 HU) in the cross-section of the body (largest dense object, holes filled)."""
-    coarse = hu[::4, ::4]
-    objects, count = ndimage.label(coarse > -500)
-    if not count:
-        return 0.0
-    largest = 1 + np.argmax(np.bincount(objects.ravel())[1:])
-    body = ndimage.binary_fill_holes(objects == largest)
-    return float((coarse[body] < -500).mean())
+def _class_of(folder):
+    name, _, rest = folder.name.lower().partition(" ")
+    return _CLASSES.get(name) if folder.is_dir() and rest in ("", "subjects", "cases") else None
+
+
+def _from_csv(root, found, folders):
+    table = pd.read_csv(root / "slices.csv", dtype={"file": str, "patient": str})
+    if {"file", "patient", "infection"} - set(table.columns):
+        raise ValueError(f"slices.csv needs columns file,patient,infection. Received: {', '.join(table.columns)}")
+    table = table[["file", "patient", "infection"]].rename(columns={"file": "path"}).assign(split="")
+    table["label"] = table.path.str.split("/").str[0].map(folders).fillna("")
+    table, problems = listing.settle(root, table, found, "slices.csv")
+    return _add_headers(root, table, problems)
+
+
+def _from_labels(root, found, folders):
+    """Slices of normal and of labelled patients; the n-th mark of a patient belongs to the n-th slice from the feet."""
+    marks = _marks(root)
+    parts = [path.split("/") for path in found[0] if path.lower().endswith(".dcm")]
+    rows = [("/".join(names), folders[names[0]], names[-2]) for names in parts if len(names) > 2]
+    table = pd.DataFrame(rows, columns=["path", "label", "patient"]).assign(split="")
+    table = table[(table.label == "normal") | table.patient.isin(marks)]
+    table, problems = _add_headers(root, table, list(found[1]))
+    gaps = {Path(problem.path).parent.name for problem in problems} & set(marks)
+    if gaps:  # the marks go by the order of all slices of a patient
+        problems += [ReadError(root, f"holds a damaged slice of {name}, so that no mark of that patient is certain",
+                               "Mend it; until then the patient is left out") for name in sorted(gaps)]
+        table = table[~table.patient.isin(gaps)]
+    infection = [marks[patient][place] if patient in marks and place < len(marks[patient]) else 0
+                 for patient, place in zip(table.patient, table.slice_index, strict=True)]
+    return table.assign(infection=np.array(infection, int)), problems
+
+
+def _marks(root):
+    """patient -> array of 0 and 1, one for each of the patient's slices in order of slice location."""
+    index = pd.read_csv(root / "Index.csv", dtype={"Folder/ID": str})
+    names = ("Slice-level-labels-updated-1.npy", "Slice-level-labels.npy")
+    file = next((root / name for name in names if (root / name).is_file()), None)
+    if file is None or not {"Label Index", "Folder/ID"} <= set(index.columns):
+        raise FileNotFoundError(f"{root} needs {names[1]}, and Index.csv with columns Label Index,Folder/ID.")
+    labels, rows = np.load(file, allow_pickle=False), index["Label Index"].to_numpy()
+    if len(labels) == len(index):  # a patient was taken out of both, and the index still counts past the gap
+        rows = np.arange(len(index))
+    elif len(labels) <= rows.max():
+        raise ValueError(f"{file} does not fit Index.csv. Received: {len(labels)} and {len(index)} patients")
+    return dict(zip(index["Folder/ID"], labels[rows], strict=True))
+
+
+def _add_headers(root, table, problems):
+    """(table with slice_location_mm, spacing_mm, series and slice_index, problems with those of the headers)."""
+    headers = [_header(root / path) for path in table.path]
+    bad = np.array([isinstance(header, ReadError) for header in headers], bool)
+    problems = problems + [header for header in headers if isinstance(header, ReadError)]
+    values = pd.DataFrame([header for header in headers if not isinstance(header, ReadError)],
+                          columns=["slice_location_mm", "spacing_mm", "series"])
+    table = pd.concat([table[~bad].reset_index(drop=True), values], axis=1)
+    place = table.groupby(["label", "patient"]).slice_location_mm.rank(method="first")
+    return table.assign(slice_index=place.astype(int) - 1), problems
+
+
+def _header(path):
+    """(slice location in mm, in-plane spacing in mm, series) of a DICOM file, or the ReadError."""
+    tags = ["SliceLocation", "PixelSpacing", "SeriesInstanceUID"]
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        return float(header.SliceLocation), float(header.PixelSpacing[0]), str(header.SeriesInstanceUID)
+    except Exception as error:  # decoders meet damaged bytes with any exception
+        return ReadError(path, f"names no slice location, pixel spacing and series ({error})",
+                         "Copy or download it again")
+
+
+def _shows_lung(path, problems):
+    try:
+        return lungs.lung_fraction(ct.read_slice(path)) >= LUNG_FRACTION
+    except ReadError as error:
+        problems.append(error)
+        return False

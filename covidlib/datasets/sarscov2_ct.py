@@ -7,31 +7,36 @@ least they do not cross a split. Slices of one patient that differ more are not 
 import numpy as np
 import pandas as pd
 
-from covidlib import audit, ct
-from covidlib.datasets import inside, natural, require_folders
+from covidlib import ct, similarity
+from covidlib.datasets import listing, natural, require_folders
 
 _FOLDERS = {"covid": "COVID", "non_covid": "non-COVID"}
 
 
 def load(root):
-    """(manifest, classes, notes)."""
+    """(manifest, classes, notes, problems); decodes every slice, for only pictures tell which are near-copies."""
     require_folders(root, list(_FOLDERS.values()), "sarscov2-ct")
-    rows, images = [], []
+    rows, hashes, thumbnails, problems = [], [], [], []
     for label, folder in _FOLDERS.items():
-        for file in sorted((root / folder).iterdir(), key=natural):
-            if file.name.startswith("."):
+        paths, bad = listing.find(root, folder)
+        problems += bad
+        for path in sorted(paths, key=natural):
+            try:
+                image = ct.read_slice(root / path)
+            except ct.ReadError as error:
+                problems.append(error)
                 continue
-            path = file.relative_to(root).as_posix()
-            images.append(ct.read_slice(inside(root, path)))
             rows.append({"path": path, "label": label})
-    if {row["label"] for row in rows} != set(_FOLDERS):
-        raise FileNotFoundError(f"{root} is not a sarscov2-ct folder: COVID or non-COVID holds no images.")
-    groups = audit.group_near_duplicates(images)
-    manifest = pd.DataFrame(rows).assign(patient=[f"group-{group:04d}" for group in groups])
+            hashes.append(similarity.perceptual_hash(image))
+            thumbnails.append(similarity.thumbnail(image))
+    manifest = pd.DataFrame(rows, columns=["path", "label"])
+    listing.require_images(root, manifest, _FOLDERS, "sarscov2-ct")
+    pairs = similarity.near_duplicates(np.array(hashes, np.uint64), np.array(thumbnails))
+    groups = similarity.groups(pairs, len(manifest))
     sizes = np.bincount(groups)
     note = (
         "The set names no patients, so that patient-disjointness is not known: column patient holds groups "
         f"of near-duplicates instead ({int((sizes > 1).sum())} groups of several slices, "
         f"{int((sizes == 1).sum())} slices alone)."
     )
-    return manifest, tuple(_FOLDERS), [note]
+    return manifest.assign(patient=[f"group-{group:04d}" for group in groups]), tuple(_FOLDERS), [note], problems
