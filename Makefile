@@ -3,6 +3,7 @@ PROFILE ?= quick
 DATASET ?= phantom
 DATA_ROOT ?=
 WEIGHTS ?= none
+ON_ERROR ?= raise
 JOBS ?= 2
 BIN := .venv/bin
 
@@ -10,8 +11,9 @@ BIN := .venv/bin
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
-	@echo "PROFILE=smoke|quick|paper DATASET=phantom|folder|ucsd-covid-ct|sarscov2-ct|covid-ct-md"
-	@echo "DATA_ROOT=folder of the data set  WEIGHTS=none|imagenet|path  JOBS=notebooks at the same time"
+	@echo "PROFILE=smoke|quick|paper DATASET=phantom|folder|ucsd-covid-ct|... (DATA_CARD.md)"
+	@echo "DATA_ROOT=folder of the data set  ON_ERROR=raise|skip files that cannot be used"
+	@echo "WEIGHTS=none|imagenet|path  JOBS=notebooks at the same time"
 
 env: .venv/.complete ## make .venv from requirements.lock
 
@@ -25,7 +27,7 @@ env: .venv/.complete ## make .venv from requirements.lock
 
 reproduce: env ## run a profile to its report and print the claims table
 	@$(BIN)/python workflow/reproduce.py --profile '$(PROFILE)' --dataset '$(DATASET)' \
-	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --jobs '$(JOBS)'
+	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --on-error '$(ON_ERROR)' --jobs '$(JOBS)'
 
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest

@@ -1,191 +1,149 @@
-"""What would mislead: the same picture under two labels or on both sides of a split, and shortcuts.
+"""What would mislead: leaks between the parts of a split, pictures under two labels, shortcuts.
 
-Two slices count as near-duplicates when their perceptual hashes (64 bit, discrete cosine transform,
-https://www.phash.org/docs/pubs/thesis_zauner.pdf) differ in at most MAX_DISTANCE bits and their 64x64
-thumbnails correlate by at least MIN_CORRELATION. Crops, mirrored copies and redrawn figures go unseen.
-A shortcut is anything but anatomy that predicts the label, such as the kind of file.
+A leak is anything that two parts of the split share: a patient, a source document (an article that several
+pictures come from), a file, or nearly the same picture (see similarity). A shortcut is anything but anatomy that
+predicts the label (see shortcuts).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pandas as pd
-from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.tree import DecisionTreeClassifier
 
-from covidlib import ct
-from covidlib.datasets import patient_or_file
+from covidlib import shortcuts, similarity
 from covidlib.files import write_atomically
-from covidlib.statistics import wilson
 
-MAX_DISTANCE = 10
-MIN_CORRELATION = 0.95
-_BLOCK = 1024
-_SHORTCUTS = ["baseline", "protocol", "accuracy", "low", "high", "auc"]
+TABLES = ("leaks", "conflicts", "duplicates", "shortcuts")
+_EXAMPLES = 3
+_ACCURACY = ["variant", "accuracy_mean", "accuracy_low", "accuracy_high"]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Tables `conflicts`, `duplicates`, `shortcuts`, and `warnings`: sentences ready for a report."""
+    """Tables (see `audit`), and `warnings`: sentences ready for a report."""
 
+    leaks: pd.DataFrame
     conflicts: pd.DataFrame
     duplicates: pd.DataFrame
     shortcuts: pd.DataFrame
     warnings: list[str]
 
 
-def audit(source):
-    """Audit of a datasets.Source; decodes every slice once.
+def audit(source, intake):
+    """Audit of a datasets.Source with its split and of what intake.take_in found in it.
 
-    conflicts: near-duplicates under two labels. duplicates: all near-duplicates, those across a split first.
-    shortcuts: accuracy with its 95 % Wilson interval and AUC (one against the rest, averaged over classes).
+    leaks: kind, across, count, slices, examples - how many patients, documents, files and groups of near-duplicates
+    lie in several parts of the split or under several labels. duplicates: pairs of near-duplicates that are not
+    slices of one volume, those across the split first. conflicts: those of them under two labels. shortcuts: see
+    shortcuts.measure.
     """
     manifest = source.manifest.reset_index(drop=True)
-    images = [ct.read_slice(source.root / row.path, row.slice_index) for row in manifest.itertuples()]
-    pairs = near_duplicates(images)
-    a, b = (manifest.loc[pairs[end]].reset_index(drop=True) for end in "ab")
-    table = pd.DataFrame({
-        "path_a": a.path, "label_a": a.label, "split_a": a.split,
-        "path_b": b.path, "label_b": b.label, "split_b": b.split, "distance": pairs.distance,
-    })
-    conflicts = table[table.label_a != table.label_b].drop(columns=["split_a", "split_b"])
-    table["same"] = table.split_a == table.split_b
-    duplicates = table.sort_values(["same", "distance"], kind="stable")
-    duplicates = duplicates[["path_a", "split_a", "path_b", "split_b", "distance"]]
-    shortcuts, notes = _shortcuts(source, manifest, images)
-    warnings = _warn_of_pairs(conflicts, duplicates) + _warn_of_shortcuts(shortcuts) + notes
-    return Audit(conflicts.reset_index(drop=True), duplicates.reset_index(drop=True), shortcuts, warnings)
+    pairs = similarity.near_duplicates(intake.facts.hash.to_numpy(), intake.thumbnails)
+    pairs = _of_different_volumes(manifest, pairs)
+    leaks = find_leaks(manifest.assign(group=similarity.groups(pairs, len(manifest))))
+    duplicates = _describe(manifest, pairs)
+    conflicts = duplicates[duplicates.label_a != duplicates.label_b]
+    conflicts = conflicts[["path_a", "label_a", "path_b", "label_b", "distance"]].reset_index(drop=True)
+    measured = shortcuts.measure(source, intake)
+    warnings = [*_warn_of_leaks(leaks), *_warn_of_conflicts(conflicts), *_warn_of_shortcuts(measured)]
+    duplicates = duplicates[["path_a", "split_a", "path_b", "split_b", "distance", "correlation"]]
+    return Audit(leaks, conflicts, duplicates, measured, warnings)
 
 
 def write(result, folder):
-    """Write conflicts.csv, duplicates.csv and shortcuts.csv, each complete or not at all."""
-    for name in ("conflicts", "duplicates", "shortcuts"):
+    """Write leaks.csv, conflicts.csv, duplicates.csv and shortcuts.csv, each complete or not at all."""
+    for name in TABLES:
         text = getattr(result, name).to_csv(index=False, lineterminator="\n")
         write_atomically(Path(folder, f"{name}.csv"), text)
 
 
-def near_duplicates(images):
-    """Pairs a < b of near-identical uint8 (H, W) images: DataFrame a, b, distance (bits), correlation."""
-    hashes = np.array([np.packbits(imagehash.phash(Image.fromarray(image)).hash) for image in images])
-    hashes = hashes.reshape(len(images), 8).view(np.uint64)[:, 0]
-    thumbnails = np.array([_thumbnail(image) for image in images], np.float32).reshape(len(images), -1)
-    found = []
-    for start in range(0, len(images), _BLOCK):
-        distances = np.bitwise_count(hashes[start : start + _BLOCK, None] ^ hashes[None, start:])
-        a, b = np.nonzero(np.triu(distances <= MAX_DISTANCE, 1))
-        correlation = np.einsum("ij,ij->i", thumbnails[start + a], thumbnails[start + b])
-        kept = correlation >= MIN_CORRELATION
-        columns = {"a": start + a, "b": start + b, "distance": distances[a, b], "correlation": correlation}
-        found.append(pd.DataFrame(columns)[kept])
-    return pd.concat(found, ignore_index=True)
+def find_leaks(manifest):
+    """What lies in more than one part of the split, or under more than one label, from the manifest alone.
+
+    Of columns patient, document, sha256 and group those that are there are looked at; empty cells are unknown.
+    Returns DataFrame kind, across, count, slices, examples. A patient or document under several labels is no fault in
+    itself, but where a class has its own patients and documents alone, they may be what a network learns.
+    """
+    kinds = {"patient": "patient", "document": "source document", "sha256": "identical file",
+             "group": "near-duplicate group"}
+    rows = []
+    for column, kind in kinds.items():
+        if column not in manifest or manifest[column].eq("").all():
+            continue
+        known = manifest[manifest[column] != ""]
+        for across in ("split", "label"):
+            parts = known.groupby(column, sort=False)[across].nunique()
+            shared = parts.index[parts > 1]
+            slices = known[known[column].isin(shared)]
+            names = slices.path.groupby(slices[column], sort=False).first() if column in ("sha256", "group") else shared
+            rows.append([kind, across, len(shared), len(slices), "; ".join(map(str, list(names)[:_EXAMPLES]))])
+    return pd.DataFrame(rows, columns=["kind", "across", "count", "slices", "examples"])
 
 
-def group_near_duplicates(images):
-    """int (N,): images linked by near-duplicates, directly or over others, share a number."""
-    pairs = near_duplicates(images)
-    links = coo_array((np.ones(len(pairs)), (pairs.a, pairs.b)), shape=(len(images), len(images)))
-    return connected_components(links, directed=False)[1]
+def beside(metrics, measured):
+    """Warnings on accuracies that a shortcut explains as well.
 
-
-def _thumbnail(image):
-    image = Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)
-    small = np.asarray(image, float).ravel()
-    small -= small.mean()
-    return small / max(np.linalg.norm(small), 1e-9)
-
-
-def _shortcuts(source, manifest, images):
-    facts = pd.DataFrame([_facts(source.root / path) for path in manifest.path])
-    facts["height"], facts["width"] = zip(*(image.shape for image in images), strict=True)
-    histograms = np.array([np.bincount(image.ravel() >> 4, minlength=16) / image.size for image in images])
-    numbers = pd.get_dummies(facts, columns=["extension", "container", "mode"]).to_numpy(float)
-    extension = pd.get_dummies(facts.extension).to_numpy(float)
-    forest = RandomForestClassifier(200, random_state=0)
-    baselines = {
-        "majority class": (extension, DummyClassifier()),
-        "file extension": (extension, DecisionTreeClassifier(random_state=0)),
-        "file facts": (numbers, forest),
-        "grey histogram": (histograms, forest),
-    }
-    protocol, folds = _protocol(source, manifest)
-    if not folds:
-        note = "Shortcuts were not measured: that needs two patients in every class."
-        return pd.DataFrame(columns=_SHORTCUTS), [note]
-    labels = manifest.label.to_numpy()
-    rows = [[name, protocol, *_score(*baseline, labels, folds)] for name, baseline in baselines.items()]
-    return pd.DataFrame(rows, columns=_SHORTCUTS), []
-
-
-def _facts(path):
-    container, mode, size = ct.sniff(path), "", path.stat().st_size
-    if container in ("png", "jpeg", "tiff"):
-        with Image.open(path) as image:
-            mode = image.mode
-    return {"extension": path.suffix.lower(), "container": container, "mode": mode, "bytes": size}
-
-
-def _protocol(source, manifest):
-    """(name, list of (train rows, test rows)); no folds where a class has but one patient."""
-    if source.official_split:
-        is_test = manifest.split == "test"  # nothing is tuned: the validation part is learned from too
-        parts = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
-        return "official test split", [parts] if min(map(len, parts)) else []
-    groups = patient_or_file(manifest)
-    count = min(5, groups.groupby(manifest.label).nunique().min())
-    if count < 2:
-        return "", []
-    folds = StratifiedGroupKFold(int(count), shuffle=True, random_state=0)
-    return f"grouped {count}-fold cross-validation", list(folds.split(groups, manifest.label, groups))
-
-
-def _score(features, model, labels, folds):
-    """(accuracy, low, high over the test rows of all folds, mean of the folds' AUC)."""
-    hits, tested, areas = 0, 0, []
-    for train, test in folds:
-        model.fit(features[train], labels[train])
-        scores, truth = model.predict_proba(features[test]), labels[test]
-        hits += int((model.classes_[scores.argmax(1)] == truth).sum())
-        tested += len(truth)
-        for score, name in zip(scores.T, model.classes_, strict=True):
-            if 0 < (truth == name).sum() < len(truth):
-                areas.append(roc_auc_score(truth == name, score))
-    return hits / tested, *wilson(hits, tested), float(np.mean(areas)) if areas else np.nan
-
-
-def _warn_of_pairs(conflicts, duplicates):
+    metrics: DataFrame of comparison.table on the test part; measured: the audit's table `shortcuts`. A network is told
+    from a baseline where its whole interval lies above the baseline's.
+    """
+    table = measured[measured.protocol == shortcuts.OFFICIAL]
+    table = table if len(table) else measured
     warnings = []
-    if len(conflicts):
-        warnings.append(f"{len(conflicts)} pairs show the same picture under two labels: {_list(conflicts, 'label')}.")
-    across = duplicates[duplicates.split_a != duplicates.split_b]
-    if len(across):
-        warnings.append(f"{len(across)} near-identical pairs lie in two parts of the split: {_list(across, 'split')}.")
-    inside = len(duplicates) - len(across)
-    if inside:
-        warnings.append(f"{inside} near-identical pairs lie in one and the same part.")
+    for network, accuracy, low, high in metrics[_ACCURACY].itertuples(index=False):
+        rivals = table[~(table.high < low)].sort_values("accuracy", ascending=False)
+        if len(rivals):
+            named = ", ".join(f"{row.baseline} ({row.seen}) {row.accuracy:.3f}" for row in rivals.head(4).itertuples())
+            more = f" and {len(rivals) - 4} more" if len(rivals) > 4 else ""
+            warnings.append(f"{network}'s accuracy of {accuracy:.3f} ({low:.3f} to {high:.3f}) is not above what is "
+                            f"reached without anatomy: {named}{more}.")
     return warnings
 
 
-def _list(pairs, column):
-    shown = [
-        f"{row.path_a} ({row[f'{column}_a']}) and {row.path_b} ({row[f'{column}_b']})"
-        for _, row in pairs.head(3).iterrows()
-    ]
-    return "; ".join(shown) + ("; ..." if len(pairs) > 3 else "")
+def _of_different_volumes(manifest, pairs):
+    """Without pairs inside a volume or series, whose slices are meant to resemble each other."""
+    volume = manifest.path
+    if "series" in manifest:
+        volume = manifest.series.where(manifest.series != "", manifest.path)
+    volume = volume.to_numpy()
+    return pairs[volume[pairs.a] != volume[pairs.b]].reset_index(drop=True)
 
 
-def _warn_of_shortcuts(shortcuts):
-    floor = shortcuts.accuracy[shortcuts.baseline == "majority class"].max()
-    return [
-        f"A classifier that sees only the {row.baseline} reaches {row.accuracy:.1%} accuracy ({row.low:.1%} "
-        f"to {row.high:.1%}, AUC {row.auc:.2f}; {row.protocol}), always guessing the most frequent class "
-        f"{floor:.1%}: read every accuracy on this set beside that."
-        for row in shortcuts[shortcuts.low > floor].itertuples()
-    ]
+def _describe(manifest, pairs):
+    a, b = (manifest.loc[pairs[end]].reset_index(drop=True) for end in "ab")
+    table = pd.DataFrame({
+        "path_a": a.path, "label_a": a.label, "split_a": a.split, "path_b": b.path, "label_b": b.label,
+        "split_b": b.split, "distance": pairs.distance, "correlation": np.round(pairs.correlation, 4),
+    })
+    table["inside"] = table.split_a == table.split_b
+    return table.sort_values(["inside", "distance"], kind="stable").drop(columns="inside").reset_index(drop=True)
+
+
+def _warn_of_leaks(leaks):
+    across = leaks[(leaks.across == "split") & (leaks["count"] > 0)]
+    return [f"In more than one part of the split: {count} x {kind} ({slices} slices), such as {examples}."
+            for kind, _, count, slices, examples in across.itertuples(index=False)]
+
+
+def _warn_of_conflicts(conflicts):
+    if not len(conflicts):
+        return []
+    shown = "; ".join(f"{row.path_a} ({row.label_a}) and {row.path_b} ({row.label_b})"
+                      for row in conflicts.head(_EXAMPLES).itertuples())
+    more = "; ..." if len(conflicts) > _EXAMPLES else ""
+    return [f"{len(conflicts)} pairs show the same picture under two labels: {shown}{more}."]
+
+
+def _warn_of_shortcuts(measured):
+    if measured.empty:
+        return ["Shortcuts were not measured: that needs two patients in every class."]
+    warnings = []
+    for protocol, table in measured.groupby("protocol", sort=False):
+        floor = table.accuracy[table.baseline == "majority class"].max()
+        better = table[table.low > floor].sort_values("accuracy", ascending=False)
+        if len(better):
+            named = "; ".join(f"{row.baseline}, {row.seen}: {row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}, AUC "
+                              f"{row.auc:.2f})" for row in better.itertuples())
+            warnings.append(f"Without anatomy ({protocol}; always the most frequent class {floor:.1%}): "
+                            f"{named}. Read every accuracy on this set beside these.")
+    return warnings

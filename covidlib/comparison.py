@@ -13,7 +13,7 @@ def table(runs, split="test", baseline=BASELINE, seed=0):
     """One row per variant from `runs` (list of runs.Run), the baseline first.
 
     Columns: variant, seeds; <measure>_mean and <measure>_sd over seeds (sd NaN for one seed) for accuracy,
-    balanced_accuracy, macro_f1 and auc; difference, difference_low and difference_high: accuracy minus the
+    balanced_accuracy, macro_f1 and auc; accuracy_low and accuracy_high (95 % interval over patients); difference, difference_low and difference_high: accuracy minus the
     baseline's with a paired 95 % interval; parameters (of the network), seconds (mean of the training).
 
     The interval resamples patients, or slices where no patient is known, and averages over the seeds at
@@ -35,6 +35,8 @@ def table(runs, split="test", baseline=BASELINE, seed=0):
             values = np.array([run.metrics[split][measure] for run in group])
             row[f"{measure}_mean"] = values.mean()
             row[f"{measure}_sd"] = values.std(ddof=1) if len(values) > 1 else np.nan
+        patients = rates[name].index.get_level_values("patient")
+        row["accuracy_low"], row["accuracy_high"] = statistics.proportion_interval(rates[name], patients, seed)
         row |= _difference(rates[name], rates.get(baseline), seed)
         row["parameters"] = group[0].content["model"]["parameters"]
         row["seconds"] = np.mean([run.content["wall_seconds"] for run in group])

@@ -15,7 +15,7 @@ import seaborn as sns
 from .diagrams import figure2_fpn, figure3_attention
 
 __all__ = ["style", "save", "sheet", "figure1_augmentation", "figure2_fpn", "figure3_attention",
-           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "comparison", "speed",
+           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "comparison", "shortcuts", "speed",
            "table1", "table2", "PAPER"]
 
 # What the paper prints in its tables (sections 3.1 and 3.3).
@@ -195,6 +195,29 @@ def comparison(table):
 def _highest(table) -> str:
     best = table.loc[table["accuracy_mean"] == table["accuracy_mean"].max(), "variant"]
     return f"{best.iloc[0]} scores highest" if len(best) == 1 else f"{len(best)} variants share first place"
+
+
+def shortcuts(table):
+    """Accuracy of every baseline that sees no lung, 95 % intervals, one panel per protocol. See shortcuts.measure."""
+    protocols = list(dict.fromkeys(table["protocol"]))
+    names = list(dict.fromkeys(table["baseline"]))[::-1]
+    figure, axes = _new(5.5 * len(protocols) + 1.5, 1.2 + 0.42 * len(names), 1, len(protocols))
+    views = list(dict.fromkeys(table["seen"]))
+    for axis, protocol in zip(axes, protocols, strict=True):
+        part = table[table["protocol"] == protocol]
+        floor = part.loc[part["baseline"] == "majority class", "accuracy"].iloc[0]
+        axis.axvline(floor, color="black", linewidth=1, linestyle=":")
+        for k, view in enumerate(views):
+            rows = part[part["seen"] == view]
+            place = [names.index(name) + 0.14 * (1 - k) for name in rows["baseline"]]
+            spread = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
+            axis.errorbar(rows["accuracy"], place, xerr=spread, fmt="os^D"[k % 4], color=f"C{k}", label=view, capsize=2)
+        best = part.loc[part["accuracy"].idxmax()]
+        axis.set(yticks=range(len(names)), yticklabels=names, xlim=(min(0.3, part["low"].min()), 1.01),
+                 xlabel="accuracy, 95 % interval", title=f"{protocol}:\n{best['baseline']} ({best['seen']}) alone "
+                                                         f"reaches {best['accuracy']:.1%}")
+    axes[-1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1), title="what is seen")
+    return figure
 
 
 def speed(table):

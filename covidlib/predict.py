@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covidlib import ct
+from covidlib import ct, intake
 from covidlib.files import write_atomically
 
 NOTICE = "Research software, not for diagnosis."
@@ -79,7 +79,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
         images, kept = [], []
         for row in slices.iloc[start:start + batch_size].to_dict("records"):
             try:
-                images.append(ct.fit_square(ct.read_slice(root / row["path"], row["slice_index"]), size))
+                images.append(intake.see(root / row["path"], row["slice_index"], size))
                 kept.append(row)
             except ct.ReadError as error:
                 faults.append({"path": row["path"], "error": str(error)})

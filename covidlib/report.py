@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from . import claims, provenance, runs
+from . import claims, provenance, runs, shortcuts
 
 FIGURES = {  # name in figures/: number in the paper, caption
     "figure1_augmentation": ("Figure 1", "One slice before and after every operation of §2.1."),
@@ -25,11 +25,18 @@ FIGURES = {  # name in figures/: number in the paper, caption
     "figure6_confusion": ("Figure 6", "Confusion matrix of the test part: counts and recall (§3.2)."),
     "roc": ("Beside the paper", "Each class against the rest, test part."),
     "comparison": ("Beside the paper", "Variants against ResNet-50 (§3.3)."),
+    "audit_shortcuts": ("Audit", "Accuracy of classifiers that see no lung, before and after harmonisation."),
+    "audit_views": ("Audit", "Slices as read, lungs outlined, and as the network sees them."),
+    "audit_pairs": ("Audit", "Near-identical pairs, those in two parts of the split first."),
     "speed": ("Beside the paper", "Images per second (§3.3)."),
 }
 TABLES = {
     "table1": ("Table 1", "The machine of the paper and the one used here (§3.1)."),
     "table2": ("Table 2", "Accuracy and images per second beside the paper's (§3.3)."),
+    "audit_leaks": ("Audit", "What the parts of the split, or the classes, share."),
+    "audit_conflicts": ("Audit", "The same picture under two labels."),
+    "audit_duplicates": ("Audit", "Near-identical pairs; a distance in bits of 64."),
+    "audit_shortcuts": ("Audit", "How far one gets without looking at a lung."),
 }
 ROWS = 24  # of a table that the page shows; the CSV has all
 LOGS = re.compile(r"[IWEF]\d{4} |WARNING: All log messages before absl|To enable the following instructions")
@@ -53,6 +60,7 @@ def build(runs_dir, report_dir) -> Path:
         measured=claims.measured, counts=[(name, counts[name]) for name in claims.VERDICTS if counts[name]],
         synthetic=dataset["name"] == "phantom", figures=_gallery(folder / "figures", "png", FIGURES),
         tables=_gallery(folder / "tables", "csv", TABLES), read=_read_table, metrics=_metrics(runs_dir),
+        warnings=runs.read_json(runs_dir / "comparison" / "warnings.json"), baselines=_baselines(runs_dir),
         notebooks=_notebooks(folder / "notebooks"), provenance=_provenance(runs_dir))
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
@@ -97,6 +105,15 @@ def _metrics(runs_dir) -> list[list]:
                          f"{found['accuracy']:.3f}", f"{low:.3f} to {high:.3f}",
                          *(f"{found[key]:.3f}" for key in ("balanced_accuracy", "macro_f1", "auc"))])
     return rows
+
+
+def _baselines(runs_dir) -> list[list]:
+    """What needs no lung, to stand below the networks: the protocol nearest to theirs, best first."""
+    table = pd.read_csv(runs_dir / "audit" / "shortcuts.csv")
+    if shortcuts.OFFICIAL in set(table["protocol"]):
+        table = table[table["protocol"] == shortcuts.OFFICIAL]
+    return [[f"{row.baseline} ({row.seen})", row.protocol, f"{row.accuracy:.3f}", f"{row.low:.3f} to {row.high:.3f}",
+             f"{row.auc:.3f}"] for row in table.sort_values("accuracy", ascending=False).itertuples()]
 
 
 def _provenance(runs_dir) -> list[tuple[str, str]]:

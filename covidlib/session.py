@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from covidlib import evaluation, provenance
 from covidlib.augmentation import Augmenter
 from covidlib.files import write_atomically
+from covidlib.intake import quiet, slice_indices
 from covidlib.models import build_classifier
-from covidlib.pipeline import Batches, feed, quiet, slice_indices
+from covidlib.pipeline import Batches, feed
 from covidlib.runs import differences, write_json
 
 WEIGHT_DECAY = 0.05
@@ -98,8 +99,7 @@ class Session:
         return np.flatnonzero(self.source.manifest["split"].isin(splits))
 
     def _batches(self, *splits, **options):
-        rows = self._rows(*splits)
-        return Batches(self.images[rows], self.labels[rows], self.parameters["batch_size"], **options)
+        return Batches(self.images, self.labels, self.parameters["batch_size"], self._rows(*splits), **options)
 
     def _fit_epoch(self, epoch):
         seed, start = self.parameters["seed"], time.perf_counter()

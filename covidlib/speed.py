@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from . import ct
+from . import intake
 
 HARNESSES = ("predict loop", "compiled call", "compiled call + decode")
 COLUMNS = ["variant", "harness", "batch", "device", "median_fps", "q1", "q3", "n"]
@@ -112,7 +112,7 @@ def _tasks(models, batch_sizes, paths, rng) -> dict:
 
 def decode(paths, size) -> np.ndarray:
     """Read image files as the classifier takes them: float32 (B, size, size, 1) in 0..255."""
-    return np.stack([ct.fit_square(ct.read_slice(path), size) for path in paths])[..., None].astype("float32")
+    return np.stack([intake.see(path, 0, size) for path in paths])[..., None].astype("float32")
 
 
 def peak_memory(variant, image_size, batch=1, classes=3) -> dict:

@@ -1,5 +1,6 @@
-"""Audit: copies, label conflicts, and what predicts the label without looking at anatomy."""
+"""Audit: leaks, label conflicts, and what predicts the label without anatomy, on sets built to have them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from covidlib import audit, datasets
+from covidlib import audit, datasets, intake, splits
 
 
 def picture(seed, size=96):
@@ -35,87 +36,96 @@ def make_set(root, official=False, jpeg_for="normal"):
     return datasets.Source(manifest, ("covid", "normal"), root, "folder", [], official)
 
 
+def audited(source, cache):
+    source, found = intake.take_in(source, 32, cache)
+    return audit.audit(source, found)
+
+
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    source = make_set(tmp_path_factory.mktemp("set"), official=True)
-    return source, audit.audit(source)
+    return audited(make_set(tmp_path_factory.mktemp("set"), official=True), tmp_path_factory.mktemp("cache"))
 
 
 def test_conflicts_and_copies_across_the_split(official):
-    _, result = official
-    assert result.conflicts[["path_a", "label_a", "path_b", "label_b"]].to_numpy().tolist() == [
+    assert official.conflicts[["path_a", "label_a", "path_b", "label_b"]].to_numpy().tolist() == [
         ["0.png", "covid", "1.jpg", "normal"]
     ]
-    assert list(result.conflicts) == ["path_a", "label_a", "path_b", "label_b", "distance"]
-    assert list(result.duplicates) == ["path_a", "split_a", "path_b", "split_b", "distance"]
-    assert result.duplicates.to_numpy().tolist()[0] == ["2.png", "train", "4.png", "test", 0]
-    assert len(result.duplicates) == 2
-    text = " ".join(result.warnings)
-    assert "0.png (covid) and 1.jpg (normal)" in text and "2.png (train) and 4.png (test)" in text
+    assert list(official.conflicts) == ["path_a", "label_a", "path_b", "label_b", "distance"]
+    assert list(official.duplicates) == ["path_a", "split_a", "path_b", "split_b", "distance", "correlation"]
+    assert official.duplicates.iloc[0, :5].tolist() == ["2.png", "train", "4.png", "test", 0]
+    assert len(official.duplicates) == 2
+    text = " ".join(official.warnings)
+    assert "0.png (covid) and 1.jpg (normal)" in text
+    assert "In more than one part of the split: 1 x identical file (2 slices), such as 2.png" in text
 
 
-def test_shortcuts_on_an_official_split(official):
-    _, result = official
-    table = result.shortcuts.set_index("baseline")
-    assert list(result.shortcuts) == ["baseline", "protocol", "accuracy", "low", "high", "auc"]
-    assert set(table.protocol) == {"official test split"}
-    assert table.accuracy["file extension"] == 1 and table.auc["file extension"] == 1
-    assert table.accuracy["file facts"] == 1 and table.auc["majority class"] == 0.5
-    assert (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
-    assert any("sees only the file extension reaches 100.0%" in text for text in result.warnings)
+def test_leaks_are_counted_by_kind(official):
+    table = official.leaks.set_index(["kind", "across"])
+    assert table["count"]["patient", "split"] == 0 and table["count"]["identical file", "split"] == 1
+    assert table["count"]["near-duplicate group", "split"] == 1
+    assert table["count"]["near-duplicate group", "label"] == 1
+    assert table.slices["near-duplicate group", "label"] == 2
 
 
-def test_without_official_split_groups_stay_whole(tmp_path):
-    result = audit.audit(make_set(tmp_path, jpeg_for="nothing"))
-    table = result.shortcuts.set_index("baseline")
-    assert set(table.protocol) == {"grouped 5-fold cross-validation"}
-    assert table.accuracy["file extension"] <= 0.55
-    assert not any("file extension" in text for text in result.warnings)
+def test_leaks_of_the_manifest_alone():
+    manifest = pd.DataFrame({
+        "path": list("abcdef"), "label": list("xxyyxy"), "split": ["train", "test"] * 3,
+        "patient": ["1", "1", "2", "3", "", ""], "document": ["", "", "p", "p", "q", "q"],
+    })
+    table = audit.find_leaks(manifest).set_index(["kind", "across"])
+    assert table["count"].to_dict() == {("patient", "split"): 1, ("patient", "label"): 0,
+                                        ("source document", "split"): 2, ("source document", "label"): 1}
+    assert table.examples["source document", "label"] == "q" and table.slices["patient", "split"] == 2
+    assert audit.find_leaks(manifest.assign(document="")).kind.unique().tolist() == ["patient"]
+
+
+def test_slices_of_one_volume_are_no_copies_of_each_other(tmp_path):
+    source = make_set(tmp_path)
+    source = replace(source, manifest=source.manifest.assign(series=["v" if n in (2, 4) else "" for n in range(30)]))
+    result = audited(source, tmp_path / "cache")
+    assert result.duplicates[["path_a", "path_b"]].to_numpy().tolist() == [["0.png", "1.jpg"]]
 
 
 def test_too_few_patients_say_so(tmp_path):
     source = make_set(tmp_path)
     source.manifest["patient"] = source.manifest.label
-    result = audit.audit(source)
+    result = audited(source, tmp_path / "cache")
     assert result.shortcuts.empty and "needs two patients in every class" in result.warnings[-1]
 
 
 def test_written_tables_read_back(official, tmp_path):
-    _, result = official
-    audit.write(result, tmp_path / "audit")
-    names = sorted(path.name for path in (tmp_path / "audit").iterdir())
-    assert names == ["conflicts.csv", "duplicates.csv", "shortcuts.csv"]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "audit" / "shortcuts.csv"), result.shortcuts)
+    audit.write(official, tmp_path / "audit")
+    names = sorted(path.stem for path in (tmp_path / "audit").iterdir())
+    assert names == sorted(audit.TABLES)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "audit" / "shortcuts.csv"), official.shortcuts)
 
 
-def test_near_duplicates_across_blocks(monkeypatch):
-    images = [picture(seed) for seed in range(12)]
-    images[11] = images[0]
-    images[7] = np.uint8(ndimage.gaussian_filter(images[3].astype(float), 1))
-    whole = audit.near_duplicates(images)
-    monkeypatch.setattr(audit, "_BLOCK", 5)
-    pd.testing.assert_frame_equal(audit.near_duplicates(images), whole)
-    assert whole[["a", "b"]].to_numpy().tolist() == [[0, 11], [3, 7]]
-    groups = audit.group_near_duplicates(images)
-    assert groups[0] == groups[11] and groups[3] == groups[7] and len(set(groups)) == 10
-
-
-def test_blank_images_are_no_error():
-    images = [np.zeros((20, 30), np.uint8), np.full((9, 9), 7, np.uint8), picture(0)]
-    assert isinstance(audit.near_duplicates(images), pd.DataFrame)
+def test_a_network_is_held_against_the_baselines(official):
+    networks = pd.DataFrame([["good", 0.99, 0.98, 1.0], ["middling", 0.8, 0.7, 0.9]],
+                            columns=["variant", "accuracy_mean", "accuracy_low", "accuracy_high"])
+    weak = official.shortcuts[official.shortcuts.baseline == "majority class"]
+    weak = weak.assign(accuracy=0.5, low=0.4, high=0.6)
+    assert audit.beside(networks, weak) == []
+    strong = weak.assign(baseline="file facts", accuracy=0.75, low=0.65, high=0.85)
+    (warning,) = audit.beside(networks, pd.concat([weak, strong]))
+    assert warning.startswith("middling's accuracy of 0.800 (0.700 to 0.900) is not above")
+    assert "file facts (files) 0.750" in warning and "majority" not in warning
 
 
 @pytest.mark.slow
-def test_ucsd_conflicts_and_shortcuts(shared_data):
-    result = audit.audit(datasets.load("ucsd-covid-ct", shared_data / "ucsd-covid-ct"))
-    found = {(Path(row.path_a).name, Path(row.path_b).name) for row in result.conflicts.itertuples()}
-    assert found == {("kjr-21-e24-p5-29.png", "71%0.jpg"), ("kjr-21-e24-p5-31.png", "71%1.jpg")}
+def test_ucsd_conflicts_and_shortcuts(shared_data, tmp_path):
+    source, found = intake.take_in(datasets.load("ucsd-covid-ct", shared_data / "ucsd-covid-ct"), 96, tmp_path)
+    result = audit.audit(source, found)
+    pairs = {(Path(row.path_a).name, Path(row.path_b).name) for row in result.conflicts.itertuples()}
+    assert pairs == {("kjr-21-e24-p5-29.png", "71%0.jpg"), ("kjr-21-e24-p5-31.png", "71%1.jpg")}
     across = result.duplicates[result.duplicates.split_a != result.duplicates.split_b]
     assert len(across) == 2
-    table = result.shortcuts.set_index("baseline")
-    assert round(table.accuracy["majority class"], 3) == 0.517
-    assert round(table.accuracy["file extension"], 3) == 0.744
-    assert table.accuracy["file facts"] > 0.87 and table.auc["file facts"] > 0.95
+    leaks = result.leaks.set_index(["kind", "across"])["count"]
+    assert leaks["patient", "split"] == 0 and leaks["source document", "split"] >= 1
+    table = result.shortcuts[result.shortcuts.protocol == "official test split"].set_index(["baseline", "seen"])
+    assert round(table.accuracy["majority class", "files"], 3) == 0.517
+    assert round(table.accuracy["file extension", "files"], 3) == 0.744
+    assert table.accuracy["file facts", "files"] > 0.87 and table.auc["file facts", "files"] > 0.95
 
 
 @pytest.mark.slow
@@ -126,5 +136,6 @@ def test_sarscov2_copies_are_grouped(shared_data):
     group = source.manifest.set_index("path").patient
     for a, b in ((128, 129), (134, 135)):
         assert group[f"COVID/Covid ({a}).jpg"] == group[f"COVID/Covid ({b}).jpg"]
-    assert group.value_counts().max() < 10
-    assert not source.official_split
+    assert group.value_counts().max() < 10 and not source.official_split
+    assigned, _ = splits.assign(source.manifest, 0)
+    splits.check_disjoint(assigned)

@@ -21,6 +21,8 @@ def main():
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--data-root", default="", help="the set's own folder; phantoms are made where it is left out")
     parser.add_argument("--weights", default="none", help="none, imagenet, or a path")
+    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise",
+                        help="skip: go on without files that cannot be used")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at the same time")
     options = parser.parse_args()
     if options.dataset != "phantom" and not options.data_root:
@@ -32,7 +34,8 @@ def main():
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile",
                  "--configfile", f"workflow/profiles/{options.profile}.yaml", "--cores", str(options.jobs),
                  "--rerun-incomplete", "--quiet", "host", "reason", "rules", "--config", f"profile={options.profile}",
-                 f"dataset={options.dataset}", f"data_root={options.data_root}", f"weights={options.weights}"]
+                 f"dataset={options.dataset}", f"data_root={options.data_root}", f"weights={options.weights}",
+                 f"on_error={options.on_error}"]
     try:
         with FileLock(ROOT / ".snakemake" / "reproduce.lock", timeout=0):
             subprocess.run([*snakemake, "--unlock"], cwd=ROOT, capture_output=True, check=False)

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from covidlib import ct, predict
+from covidlib import ct, harmonise, predict
 
 WINDOWS = {"lung (-600, 1500)": (-600, 1500), "mediastinum (40, 400)": (40, 400), "bone (400, 1800)": (400, 1800)}
 SIDE = 384  # of the picture shown, pixels
@@ -91,7 +91,7 @@ class Viewer:
         if name not in self._loaded:
             self._loaded[name] = predict.load(self.models[name])
         model, classes = self._loaded[name]
-        batch = ct.fit_square(image, model.input_shape[1]).astype("float32")[None, ..., None]
+        batch = harmonise.harmonise(image, model.input_shape[1])[0].astype("float32")[None, ..., None]
         return dict(zip(classes, np.asarray(model(batch, training=False))[0].tolist(), strict=True))
 
     def _answer(self, image):

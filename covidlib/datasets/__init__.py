@@ -4,25 +4,29 @@ import hashlib
 import importlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from covidlib.ct import ReadError
 from covidlib.files import sha256, write_atomically
 
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")
 PHANTOM_SLICES = (27, 6, 27)
-_NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "covid-ct-md")
+NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "sarscov2-ct-multiclass", "covidx-ct", "covid-ct-md",
+         "covid-ctset", "composition")
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Source:
     """A data set: `manifest` (see COLUMNS), class names in order, folder, name, sentences for a report.
 
-    `official_split` tells a split that the set brought along from one that splits.assign made.
+    `official_split` tells a split that the set brought along from one that splits.assign made. `problems` are
+    the ct.ReadErrors of files that were left out.
     """
 
     manifest: pd.DataFrame
@@ -31,37 +35,80 @@ class Source:
     name: str
     notes: list[str] = field(default_factory=list)
     official_split: bool = False
+    problems: list[ReadError] = field(default_factory=list)
+
+    def __post_init__(self):
+        absent = [name for name in self.classes if not (self.manifest.label == name).any()]
+        if absent:
+            raise ValueError(f"No usable slice of {' and '.join(absent)} in {self.root}. Add some, or leave the class "
+                             f"out. Files left out: {len(self.problems)}")
 
 
-def load(dataset, data_root=None, slices_per_class=None, seed=0):
+class DataError(ValueError):
+    """All files of a data set that cannot be used, in `problems` and, as far as they fit, in the message."""
+
+    def __init__(self, problems):
+        self.problems = list(problems)
+        lines = [str(problem) for problem in self.problems[:_SHOWN]]
+        if len(self.problems) > _SHOWN:
+            lines.append(f"... and {len(self.problems) - _SHOWN} more")
+        super().__init__(f"{len(self.problems)} files cannot be used:\n" + "\n".join(lines)
+                         + "\nMend or remove them, or give on_error='skip' to go on without them.")
+
+
+def load(dataset, data_root=None, slices_per_class=None, seed=0, on_error="raise"):
     """Manifest of a data set as a Source.
 
     `slices_per_class` (whole numbers in class order, one for all classes alike, None for the whole set) says how many
     phantoms to draw; of a real set it keeps at most as many slices, spread over as many patients as it can, chosen by
     `seed`. `slice_index` is the slice within a volume; for files of one slice it only tells their order. ValueError
-    for an unknown set or bad counts, FileNotFoundError where the folder is not such a set.
+    for an unknown set or bad counts, FileNotFoundError where the folder is not such a set. Files that cannot be used
+    raise one DataError that lists them all, or with on_error="skip" are left out and kept in `problems`. Files are
+    listed here, not decoded: intake.take_in does that.
     """
-    if dataset not in _NAMES:
-        raise ValueError(f"dataset must be one of {', '.join(_NAMES)}. Received: dataset={dataset!r}")
+    if dataset not in NAMES:
+        raise ValueError(f"dataset must be one of {', '.join(NAMES)}. Received: dataset={dataset!r}")
+    check_on_error(on_error)
     module = importlib.import_module(f"covidlib.datasets.{dataset.replace('-', '_')}")
     if dataset == "phantom":
         here = Path.cwd()
         project = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
         root = Path(data_root or project / "data" / "phantom")
-        classes, notes = ("covid", "viral", "normal"), []
+        classes, notes, problems = ("covid", "viral", "normal"), [], []
         manifest = module.generate(root, _check_counts(slices_per_class or PHANTOM_SLICES, classes), seed)
     else:
         root = _check_root(dataset, data_root)
-        manifest, classes, notes = module.load(root)
-    manifest = _complete(manifest, dataset)
-    if slices_per_class is not None and dataset != "phantom":
-        bounds = dict(zip(classes, _check_counts(slices_per_class, classes), strict=True))
-        bounded = _subset(manifest, bounds, seed)
-        if len(bounded) < len(manifest):
-            notes = [*notes, f"A subset of {len(bounded)} of the set's {len(manifest)} slices is used."]
-        manifest = bounded
+        manifest, classes, notes, *rest = module.load(root)
+        problems = rest[0] if rest else []
+    if problems and on_error == "raise":
+        raise DataError(problems)
+    # a checksum that the set brings along says what the file was, not what it is
+    manifest = _complete(manifest, dataset).drop(columns="sha256", errors="ignore")
     official = bool((manifest.split != "").any())
-    return Source(manifest, tuple(classes), root, dataset, list(notes), official)
+    source = Source(manifest, tuple(classes), root, dataset, list(notes), official, list(problems))
+    return source if slices_per_class is None or dataset == "phantom" else subset(source, slices_per_class, seed)
+
+
+def subset(source, slices_per_class, seed=0):
+    """`source` with at most so many slices of each class (see `load`), and a note that says so."""
+    bounds = dict(zip(source.classes, _check_counts(slices_per_class, source.classes), strict=True))
+    manifest = _subset(source.manifest, bounds, seed)
+    if len(manifest) == len(source.manifest):
+        return source
+    note = f"A subset of {len(manifest)} of the set's {len(source.manifest)} slices is used."
+    return replace(source, manifest=manifest, notes=[*source.notes, note])
+
+
+def without(source, problems, rows):
+    """`source` without the `rows` (positions) that `problems` (ct.ReadErrors) are about."""
+    kept = source.manifest.drop(source.manifest.index[sorted(rows)]).reset_index(drop=True)
+    return replace(source, manifest=kept, problems=[*source.problems, *problems])
+
+
+def check_on_error(on_error):
+    """ValueError unless it is "raise" or "skip"."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip'. Received: on_error={on_error!r}")
 
 
 def save(source, output_dir):
@@ -71,13 +118,9 @@ def save(source, output_dir):
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    hashes = {}
-    for path in source.manifest.path.unique():
-        file = inside(source.root, path)
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is listed in the manifest and does not exist. Check data_root.")
-        hashes[path] = sha256(file)
-    manifest = source.manifest.assign(sha256=source.manifest.path.map(hashes))
+    manifest = source.manifest
+    if "sha256" not in manifest:
+        manifest = manifest.assign(sha256=manifest.path.map(_hashes(source)))
     text = manifest.to_csv(index=False, lineterminator="\n")
     write_atomically(folder / "manifest.csv", text)
     counts = {
@@ -89,6 +132,8 @@ def save(source, output_dir):
         "classes": list(source.classes),
         "notes": list(source.notes),
         "official_split": source.official_split,
+        "left_out": [{"path": _seen_from(source.root, problem.path), "what": problem.what, "mend": problem.mend}
+                     for problem in source.problems],
         "root": _relative(source.root, folder),
         "slices": len(manifest),
         "patients": int(manifest.patient[manifest.patient != ""].nunique()),
@@ -96,6 +141,17 @@ def save(source, output_dir):
         "manifest_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     write_atomically(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
+
+
+def _hashes(source):
+    """path -> sha256 of every file of the manifest."""
+    hashes = {}
+    for path in source.manifest.path.unique():
+        file = inside(source.root, path)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is listed in the manifest and does not exist. Check data_root.")
+        hashes[path] = sha256(file)
+    return hashes
 
 
 def open_saved(output_dir, data_root=None):
@@ -112,8 +168,9 @@ def open_saved(output_dir, data_root=None):
     if not root.is_dir():
         raise FileNotFoundError(f"The images of {description['name']} are not in {root}. "
                                 "Give their folder as data_root.")
+    problems = [ReadError(root / row["path"], row["what"], row["mend"]) for row in description["left_out"]]
     return Source(read_manifest(folder / "manifest.csv"), tuple(description["classes"]), root, description["name"],
-                  description["notes"], description["official_split"])
+                  description["notes"], description["official_split"], problems)
 
 
 def read_manifest(path):
@@ -207,6 +264,11 @@ def _check_root(dataset, data_root):
     if not Path(data_root).is_dir():
         raise FileNotFoundError(f"data_root={str(data_root)!r} is no folder. Give the folder of {dataset}.")
     return Path(data_root)
+
+
+def _seen_from(root, path):
+    path = Path(path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _relative(root, folder):

@@ -27,9 +27,9 @@ from .phantom_lesions import CLASSES
 from .phantom_render import Phantom, slice_of
 
 __all__ = ["CLASSES", "Phantom", "generate", "render"]
-VERSION = 8
+VERSION = 9
 SPAN = (0.0, 185.0)
-COLUMNS = ["path", "label", "patient", "source", "split", "slice_index", "level", "lesion_fraction"]
+COLUMNS = ["path", "label", "patient", "source", "split", "slice_index", "series", "level", "lesion_fraction"]
 
 
 def render(label, rng, patient=None, height=None, lesions=None):
@@ -152,7 +152,7 @@ def _write_patient(root, seed, label, index, count):
         _write_slice(root, path, phantom, name, k, float(heights[k]), seed)
         level = ("upper", "mid", "lower")[int(np.clip(heights[k] // 62, 0, 2))]
         fraction = float(phantom.lesions.sum() / max(1, phantom.lungs.sum()))
-        rows.append((path.as_posix(), label, name, "phantom", "", k, level, round(fraction, 5)))
+        rows.append((path.as_posix(), label, name, "phantom", "", k, name, level, round(fraction, 5)))
     return rows
 
 

@@ -1,0 +1,280 @@
+"""Every slice decoded once, by all processors: what the network sees of it, and what the audit asks of it.
+
+Slices stream through: memory does not grow with the set, but for the audit's thumbnails (4 KiB a slice).
+"""
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, splits
+from covidlib.files import sha256
+
+FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
+SAMPLED = 4000  # slices whose pixels the shortcut baselines learn from
+_ALONE = 48  # slices that are read before other processes would have started
+_CODE = (ct, lungs, harmonise)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What decoding found, one row or image per slice of the source that `take_in` returns.
+
+    facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` lungs.lung_fraction);
+    thumbnails: uint8 (N, 64, 64); sampled: int (M,), rows that the shortcut baselines use; features: what each
+    baseline sees of them, name -> (M, k), see shortcuts.features.
+    """
+
+    facts: pd.DataFrame
+    thumbnails: np.ndarray
+    sampled: np.ndarray
+    features: dict[str, np.ndarray]
+
+
+def take_in(source, image_size, cache_dir, on_error="raise"):
+    """(source with the sha256 of every file, Intake) of a datasets.Source, all of whose slices are decoded.
+
+    The network's images are left in `cache_dir` for `load_images`. All files that cannot be read, also those that
+    `source.problems` names already, raise one datasets.DataError; with on_error="skip" they are left out.
+    """
+    datasets.check_on_error(on_error)
+    _check_size(image_size)
+    chosen = _sample(source.manifest)
+    wanted = np.isin(np.arange(len(source.manifest)), chosen)
+    facts, thumbnails, features, bad, problems = [], [], [], [], []
+
+    def images():
+        for row, result in enumerate(_each(_study, source, [(image_size, bool(asked)) for asked in wanted])):
+            if isinstance(result, ct.ReadError):
+                bad.append(row)
+                problems.append(result)
+                continue
+            image, found, thumbnail, seen = result
+            facts.append(found)
+            thumbnails.append(thumbnail)
+            if seen is not None:
+                features.append((len(facts) - 1, seen))
+            yield image
+
+    with _Store(cache_dir, source.name, image_size, len(source.manifest)) as store:
+        store.fill(images())
+        every = [*source.problems, *_one_per_file(problems)]
+        if every and on_error == "raise":
+            raise datasets.DataError(every)
+        source = datasets.without(source, _one_per_file(problems), bad)
+        table = pd.DataFrame(facts, columns=FACTS)
+        source = replace(source, manifest=source.manifest.assign(sha256=table.sha256))
+        store.keep(_key(source))
+    rows, seen = zip(*features, strict=True)
+    columns = {name: np.stack([one[name] for one in seen]) for name in seen[0]}
+    return _note_left_out(source), Intake(table, np.stack(thumbnails), np.array(rows), columns)
+
+
+def load_images(source, image_size, cache_dir=None):
+    """What the network sees of `source`, in manifest order: uint8 (N, image_size, image_size), see harmonise.
+
+    With `cache_dir` the array lies there, memory-mapped and read-only, under a name made of the files' content,
+    the size and the code that reads them; of two processes that want the same one decodes and the other waits.
+    Raises datasets.DataError naming all files that are no CT slices.
+    """
+    _check_size(image_size)
+    if cache_dir is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return np.array(load_images(source, image_size, folder))
+    path = _cached(cache_dir, source.name, image_size, _key(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            problems = []
+            with _Store(cache_dir, source.name, image_size, len(source.manifest)) as store:
+                store.fill(_sound(_each(_see, source, [(image_size,)] * len(source.manifest)), problems))
+                if problems:
+                    raise datasets.DataError(_one_per_file(problems))
+                store.keep(_key(source))
+    return np.load(path, mmap_mode="r")
+
+
+def _sound(results, problems):
+    for result in results:
+        if isinstance(result, ct.ReadError):
+            problems.append(result)
+        else:
+            yield result
+
+
+class _Store:
+    """An .npy file of images that appears in `cache_dir` complete, when it is kept, or not at all."""
+
+    def __init__(self, cache_dir, name, image_size, length):
+        self.folder, self.name, self.size = Path(cache_dir), name, image_size
+        self.shape, self.filled = (length, image_size, image_size), 0
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, self.part = tempfile.mkstemp(dir=self.folder, prefix=".decoding.", suffix=".npy")
+        os.close(handle)
+        return self
+
+    def fill(self, images):
+        """Write the images one after another; there may be fewer than was planned for."""
+        array = np.lib.format.open_memmap(self.part, "w+", np.uint8, self.shape)
+        for image in images:
+            array[self.filled] = image
+            self.filled += 1
+        array.flush()
+
+    def keep(self, key):
+        if self.filled < self.shape[0]:
+            whole = np.load(self.part, mmap_mode="r")
+            shorter = f"{self.part}.shorter"
+            array = np.lib.format.open_memmap(shorter, "w+", np.uint8, (self.filled, *self.shape[1:]))
+            array[:] = whole[: self.filled]
+            array.flush()
+            os.replace(shorter, self.part)
+        os.chmod(self.part, 0o644)
+        os.replace(self.part, _cached(self.folder, self.name, self.size, key))
+
+    def __exit__(self, *_):
+        Path(self.part).unlink(missing_ok=True)
+        Path(f"{self.part}.shorter").unlink(missing_ok=True)
+
+
+def _cached(cache_dir, name, image_size, key):
+    return Path(cache_dir) / f"{name}-{image_size}-{key}.npy"
+
+
+def _each(function, source, arguments):
+    """Results of function(path, index, mask path, *arguments) for every row, in order, as they come."""
+    rows = zip(_paths(source), slice_indices(source.manifest), _masks(source), arguments, strict=True)
+    calls = ((path, index, mask, *more) for path, index, mask, more in rows)
+    total = len(source.manifest)
+    if total <= _ALONE:
+        results = (function(*call) for call in calls)
+    else:
+        workers = joblib.Parallel(joblib.cpu_count(), return_as="generator", batch_size=8, pre_dispatch="4*n_jobs")
+        results = workers(joblib.delayed(function)(*call) for call in calls)
+    return tqdm(results, "reading", total, disable=quiet(), leave=False)
+
+
+def _paths(source):
+    return [Path(source.root) / path for path in source.manifest["path"]]
+
+
+def _masks(source):
+    """Path of the user's own lung mask of every row, None where there is none."""
+    if "mask" not in source.manifest:
+        return [None] * len(source.manifest)
+    return [Path(source.root) / mask if mask else None for mask in source.manifest["mask"].fillna("")]
+
+
+def _read(path, index, mask):
+    picture = ct.read_slice(path, index)
+    if mask is None:
+        return picture, lungs.lung_mask(picture)
+    known = lungs.read_mask(mask, index)
+    if known.shape != picture.shape:
+        raise ct.ReadError(mask, f"is a mask of {known.shape} pixels for a slice of {picture.shape}",
+                           f"Give the mask of {path}")
+    return picture, known
+
+
+def see(path, slice_index, image_size, mask=None):
+    """What the network sees of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
+    picture, lung = _read(path, slice_index, mask)
+    return harmonise.harmonise(picture, image_size, lung)[0]
+
+
+def _see(path, index, mask, image_size):
+    """The network's image of one slice, or the ReadError."""
+    try:
+        return see(path, index, image_size, mask)
+    except (ct.ReadError, FileNotFoundError) as error:
+        return _as_read_error(path, error)
+
+
+def _study(path, index, mask, image_size, asked):
+    """(network's image, facts, thumbnail, features or None) of one slice, or the ReadError."""
+    try:
+        picture, lung = _read(path, index, mask)
+        image, seen_lung = harmonise.harmonise(picture, image_size, lung)
+        facts = [_checksum(path, Path(path).stat().st_mtime_ns), similarity.perceptual_hash(picture),
+                 *shortcuts.file_facts(path), *picture.shape, float(lung.mean())]
+        seen = shortcuts.features(picture, lung, image, seen_lung) if asked else None
+        return image, facts, similarity.thumbnail(picture), seen
+    except (ct.ReadError, FileNotFoundError) as error:
+        return _as_read_error(path, error)
+
+
+@functools.lru_cache(maxsize=4)  # the slices of a volume ask one after another
+def _checksum(path, modified):
+    return sha256(path)
+
+
+def _as_read_error(path, error):
+    if isinstance(error, ct.ReadError):
+        return ct.ReadError(error.path, error.what, error.mend)  # without its cause, which may not travel
+    return ct.ReadError(path, "does not exist", "Check data_root")
+
+
+def _one_per_file(problems):
+    """A damaged volume is one problem, not one for each of its slices."""
+    return list({(str(problem.path), problem.what): problem for problem in problems}.values())
+
+
+def _note_left_out(source):
+    if not source.problems:
+        return source
+    first = "; ".join(f"{Path(problem.path).name} {problem.what}" for problem in source.problems[:5])
+    more = "; ..." if len(source.problems) > 5 else ""
+    note = f"{len(source.problems)} files cannot be used and were left out: {first}{more}."
+    return replace(source, notes=[*source.notes, note])
+
+
+def _sample(manifest):
+    """At most SAMPLED positions, whole patients, in order: enough for baselines, whatever the size of the set."""
+    if len(manifest) <= SAMPLED:
+        return np.arange(len(manifest))
+    return np.flatnonzero(splits.k_fold(manifest, -(-len(manifest) // SAMPLED), seed=0) == 0)
+
+
+def slice_indices(manifest):
+    """The manifest's slice_index as a list of int, 0 where it is absent or empty."""
+    if "slice_index" not in manifest:
+        return [0] * len(manifest)
+    return pd.to_numeric(manifest["slice_index"], errors="coerce").fillna(0).astype(int).tolist()
+
+
+def _check_size(image_size):
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1. Received: image_size={image_size}")
+
+
+def _key(source):
+    """Names the content: sha256 of the files where the manifest has it, else their size and time."""
+    digest = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in _CODE))
+    manifest = source.manifest
+    content = manifest["sha256"].astype(str) if "sha256" in manifest else _stamps(_paths(source))
+    masks = ["" if mask is None else sha256(mask) for mask in _masks(source)]
+    rows = zip(manifest["path"], slice_indices(manifest), content, masks, strict=True)
+    digest.update("\n".join(" ".join(map(str, row)) for row in rows).encode())
+    return digest.hexdigest()[:16]
+
+
+def _stamps(paths):
+    return [f"{stat.st_size} {stat.st_mtime_ns}" for stat in map(os.stat, paths)]
+
+
+def quiet():
+    """Whether a progress bar has nobody to show itself to: neither a terminal nor a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return not sys.stderr.isatty() and not hasattr(shell, "kernel")

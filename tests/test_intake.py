@@ -1,0 +1,156 @@
+"""Decoding once: order, cache, two processes, files that cannot be read."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from covidlib import ct, datasets, harmonise, intake, lungs
+from covidlib.datasets import phantom
+
+
+def slice_of(seed):
+    return ct.apply_window(phantom.render("normal", np.random.default_rng(seed)).hu)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [slice_of(seed) for seed in range(4)]
+
+
+@pytest.fixture
+def source(tmp_path, pictures):
+    root = tmp_path / "my scans"
+    root.mkdir()
+    for n, picture in enumerate(pictures):
+        Image.fromarray(picture).save(root / f"{n}.png")
+    manifest = pd.DataFrame({"path": [f"{n}.png" for n in (2, 0, 3, 1)], "label": ["a", "b", "a", "b"],
+                             "patient": list("wxyz"), "source": "", "split": "", "slice_index": 0})
+    return datasets.Source(manifest, ("a", "b"), root, "toy")
+
+
+def files(folder):
+    return sorted(path.name for path in Path(folder).iterdir() if not path.name.endswith(".lock"))
+
+
+def test_images_are_what_the_network_sees_in_manifest_order(source):
+    images = intake.load_images(source, 32)
+    assert images.shape == (4, 32, 32) and images.dtype == np.uint8
+    for image, path in zip(images, source.manifest["path"], strict=True):
+        assert np.array_equal(image, harmonise.harmonise(ct.read_slice(source.root / path), 32)[0])
+        assert np.array_equal(image, intake.see(source.root / path, 0, 32))
+
+
+def test_taking_in_leaves_the_images_for_the_notebooks_that_follow(source, tmp_path, monkeypatch):
+    cache, output = tmp_path / "cache", tmp_path / "runs"
+    taken, found = intake.take_in(source, 32, cache)
+    assert list(found.facts) == intake.FACTS and len(found.facts) == 4 and found.thumbnails.shape == (4, 64, 64)
+    assert found.facts.lung.between(0.05, 0.6).all() and set(found.facts.height) == {256}
+    datasets.save(replace(taken, manifest=taken.manifest.assign(split="train")), output)
+    opened = datasets.open_saved(output)
+    assert opened.manifest.sha256.tolist() == found.facts.sha256.tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(ct, "read_slice", lambda *_: pytest.fail("decoded again"))
+        images = intake.load_images(opened, 32, cache)
+    assert isinstance(images, np.memmap) and not images.flags.writeable
+    assert np.array_equal(images, intake.load_images(source, 32))
+
+
+def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    first = np.array(intake.load_images(source, 32, cache))
+    assert intake.load_images(source, 8, cache).shape == (4, 8, 8)
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(source.root / "2.png")
+    assert not intake.load_images(source, 32, cache)[0].any()
+    assert len(files(cache)) == 3
+    changed = tmp_path / "harmonise.py"
+    changed.write_text(Path(harmonise.__file__).read_text() + "\n# changed\n")
+    monkeypatch.setattr(harmonise, "__file__", str(changed))
+    intake.load_images(source, 32, cache)
+    assert len(files(cache)) == 4 and first.any()
+
+
+def test_of_two_processes_one_decodes(source, tmp_path, repository):
+    source.manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    code = f"""
+import sys
+from covidlib import datasets, intake
+source = datasets.Source(datasets.read_manifest({str(tmp_path / 'manifest.csv')!r}), ("a", "b"),
+                         __import__("pathlib").Path({str(source.root)!r}), "toy")
+print(intake.load_images(source, 32, {str(tmp_path / 'cache')!r}).sum())
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=repository) for _ in range(2)]
+    sums = {process.communicate()[0] for process in both}
+    assert len(sums) == 1 and int(sums.pop()) == intake.load_images(source, 32).sum(dtype=int)
+    assert len(files(tmp_path / "cache")) == 1
+
+
+def test_all_unreadable_files_are_named_at_once_and_nothing_is_left(source, tmp_path):
+    (source.root / "3.png").write_bytes(b"no picture")
+    (source.root / "1.png").write_bytes((source.root / "1.png").read_bytes()[:-4000])
+    (source.root / "2.png").unlink()
+    for call in (lambda: intake.take_in(source, 32, tmp_path / "cache"),
+                 lambda: intake.load_images(source.__class__(source.manifest.assign(sha256="x"), *(
+                     source.classes, source.root, "toy")), 32, tmp_path / "cache")):
+        with pytest.raises(datasets.DataError) as error:
+            call()
+        message = str(error.value)
+        assert "3 files cannot be used" in message and "on_error='skip'" in message
+        assert all(f"{n}.png" in message for n in (1, 2, 3)) and "0.png" not in message
+        assert files(tmp_path / "cache") == []
+
+
+def test_with_skip_the_rest_goes_on(source, tmp_path):
+    (source.root / "3.png").write_bytes(b"")
+    listed = replace(source, problems=[ct.ReadError(source.root / "9.png", "is missing", "Copy it")])
+    with pytest.raises(datasets.DataError, match="2 files cannot be used"):
+        intake.take_in(listed, 32, tmp_path / "cache")
+    taken, found = intake.take_in(listed, 32, tmp_path / "cache", on_error="skip")
+    assert taken.manifest.path.tolist() == ["2.png", "0.png", "1.png"] and len(found.facts) == 3
+    assert [Path(problem.path).name for problem in taken.problems] == ["9.png", "3.png"]
+    assert "2 files cannot be used and were left out: 9.png is missing; 3.png is empty" in taken.notes[-1]
+    images = intake.load_images(taken, 32, tmp_path / "cache")
+    assert len(images) == 3 and len(files(tmp_path / "cache")) == 1
+    assert np.array_equal(images[1], intake.see(source.root / "0.png", 0, 32))
+
+
+def test_a_class_without_a_readable_slice_is_an_error(source, tmp_path):
+    for n in (0, 1):
+        (source.root / f"{n}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="No usable slice of b"):
+        intake.take_in(source, 32, tmp_path / "cache", on_error="skip")
+
+
+def test_many_slices_are_read_by_several_processes(source, tmp_path, pictures):
+    rows = [source.manifest.assign(slice_index=k) for k in range(intake._ALONE // 4 + 1)]
+    many = replace(source, manifest=pd.concat(rows, ignore_index=True))
+    (source.root / "3.png").write_bytes(b"no picture")
+    taken, found = intake.take_in(many, 16, tmp_path / "cache", on_error="skip")
+    assert len(taken.manifest) == len(found.facts) == 3 * len(rows) and len(taken.problems) == 1
+    images = intake.load_images(taken, 16, tmp_path / "cache")
+    assert np.array_equal(images[4], intake.see(source.root / "0.png", 0, 16))
+
+
+def test_masks_of_ones_own(source, tmp_path, pictures):
+    mask = np.zeros(pictures[0].shape, np.uint8)
+    mask[60:120, 40:100] = 255
+    Image.fromarray(mask).save(source.root / "mask.png")
+    masked = replace(source, manifest=source.manifest.assign(mask=["mask.png", "", "", ""]))
+    _, found = intake.take_in(masked, 32, tmp_path / "cache")
+    assert found.facts.lung[0] == (mask > 0).mean()
+    assert found.facts.lung[1] == pytest.approx(lungs.lung_mask(pictures[0]).mean())
+    Image.fromarray(mask[:9]).save(source.root / "mask.png")
+    with pytest.raises(datasets.DataError, match="mask.png: is a mask of .* Give the mask of"):
+        intake.take_in(masked, 32, tmp_path / "cache")
+
+
+def test_wrong_parameters(source, tmp_path):
+    with pytest.raises(ValueError, match="Received: image_size=0"):
+        intake.load_images(source, 0)
+    with pytest.raises(ValueError, match="Received: on_error='ignore'"):
+        intake.take_in(source, 32, tmp_path, on_error="ignore")
