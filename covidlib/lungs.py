@@ -1,14 +1,16 @@
 """Body and lungs of one chest slice, by classical image processing."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 from skimage.filters import threshold_otsu
 from skimage.measure import regionprops
 
 from covidlib import ct
 
 SIDE = 192  # pixels of the long side while working: every radius below counts these
+USUAL = 0.1  # share of the body from which on lungs are believed at once
 
 
 def body_mask(image):
@@ -77,34 +79,109 @@ def body_and_lungs(image):
 
 
 def _segment(small):
-    empty = np.zeros(small.shape, bool)
-    if min(small.shape) < 16 or small.max() - int(small.min()) < 20:
-        return empty, empty
+    """The first grey level that gives lungs of a usual size, else the one that gives most lung."""
+    best = np.zeros(small.shape, bool), np.zeros(small.shape, bool)
+    if min(small.shape) < 16 or np.ptp(small) < 20:
+        return best
     smooth = ndimage.uniform_filter(small, 3)
-    level = threshold_otsu(smooth)
-    dark = smooth <= level
+    for level in _levels(smooth):
+        body, lungs = _split(smooth, smooth <= level)
+        if lungs.sum() > best[1].sum() or not best[0].any():
+            best = body, lungs
+        if lungs.sum() >= USUAL * body.sum():
+            break
+    return best
+
+
+def _levels(smooth):
+    """Otsu's grey level; then one for lungs as dark as fat is bright (soft tissue windows), one for hazy lungs."""
+    middle = threshold_otsu(smooth)
+    yield middle
+    below, above = smooth[smooth <= middle], smooth[smooth > middle]
+    if np.ptp(below):
+        yield threshold_otsu(below)
+    if np.ptp(above):
+        level = threshold_otsu(above)
+        if above[above > level].mean() - above[above <= level].mean() > 0.2 * np.ptp(smooth):
+            yield level
+
+
+def _split(smooth, dark):
     background = _background(dark)
-    body = _largest(_open(~background & ~_thin(~background), 0))
-    body = ndimage.binary_fill_holes(body)
-    lungs = _lungs(smooth, dark & body, body)
-    return body, lungs
+    tissue = ~dark
+    body = ndimage.binary_fill_holes(_largest(_open(~background, 4)))
+    labels, count = ndimage.label(_open(dark & body, 1))
+    if not count:
+        return body, np.zeros_like(body)
+    thick = _open(tissue, 2)
+    regions = [r for r in regionprops(labels) if r.area >= 0.005 * body.sum() and _covered(r, thick)]
+    air = np.percentile(smooth[background], 5) if background.any() else 0
+    span = max(1, np.median(smooth[tissue]) - air)
+    depth = {r.label: (np.median(smooth[labels == r.label]) - air) / span for r in regions}
+    gas = 0.04 if background.any() and (air > 8 or max(depth.values(), default=0) > 0.1) else -1
+    columns = np.flatnonzero(body.any(0))
+    middle, width = (columns[0] + columns[-1]) / 2, np.ptp(columns) + 1
+    kept = [r for r in regions if depth[r.label] >= gas
+            and not (r.area < 0.04 * body.sum() and abs(r.centroid[1] - middle) < 0.12 * width)]
+    largest = max((r.area for r in kept), default=0)
+    lungs = np.isin(labels, [r.label for r in kept if r.area >= 0.12 * largest])
+    return body, _fill(lungs, body) if kept else lungs
 
 
-def _grow(mask, radius):
-    return ndimage.distance_transform_edt(~mask) <= radius if mask.any() else mask
+def _covered(region, thick):
+    """Whether the chest wall lies below, or the frame of the picture, and not the table or nothing."""
+    top, left, bottom, right = region.bbox
+    height, width = thick.shape
+    if right - left > 0.7 * width and bottom - top < 0.3 * height:
+        return False
+    if bottom >= height - 1:
+        return region.centroid[0] < 0.8 * height
+    return thick[bottom:, left:right].any(0).mean() > 0.25
 
 
-def _shrink(mask, radius):
-    padded = np.pad(mask, 1)
-    return (ndimage.distance_transform_edt(padded) > radius)[1:-1, 1:-1]
+def _fill(lungs, body):
+    """Lungs with their vessels, and with consolidations that open to the chest wall.
+
+    A bay in the outline of a lung is taken in where it lies at the rim of the rib cage (the hull of both lungs),
+    is small beside the lung, and is not the heart's or the diaphragm's.
+    """
+    box = ndimage.find_objects(lungs.astype(np.uint8))[0]
+    inner = lungs[box]
+    width = inner.shape[1]
+    cage = _hull(inner)
+    rim = cage & ~ndimage.binary_erosion(cage, iterations=4)
+    filled = inner.copy()
+    for side in (slice(width // 2), slice(width // 2, None)):
+        half = np.zeros_like(inner)
+        half[:, side] = inner[:, side]
+        labels, _ = ndimage.label(_hull(half) & ~half)
+        for bay in regionprops(labels):
+            at_rim = rim[*bay.coords.T].mean()
+            aside = abs(bay.centroid[1] / width - 0.5) > 0.15
+            if bay.area < 0.25 * half.sum() and at_rim > 0.25 and aside:
+                half[*bay.coords.T] = True
+        filled |= ndimage.binary_fill_holes(_close(half, 7))
+    lungs = lungs.copy()
+    lungs[box] = filled
+    return lungs & body
+
+
+def _hull(mask):
+    picture = Image.new("1", mask.shape[::-1])
+    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))[:, ::-1]
+    if len(edge) < 3 or min(np.ptp(edge, axis=0)) == 0:
+        return mask
+    corners = edge[ConvexHull(edge).vertices]
+    ImageDraw.Draw(picture).polygon([tuple(map(float, p)) for p in corners], fill=1, outline=1)
+    return np.asarray(picture)
 
 
 def _open(mask, radius):
-    return _grow(_shrink(mask, radius), radius) if radius else mask
+    return ndimage.binary_opening(np.pad(mask, radius, mode="edge"), iterations=radius)[(slice(radius, -radius),) * 2]
 
 
-def _thin(mask):
-    return mask & ~_open(mask, 3)
+def _close(mask, radius):
+    return ndimage.binary_closing(np.pad(mask, radius), iterations=radius)[(slice(radius, -radius),) * 2]
 
 
 def _largest(mask):
@@ -115,36 +192,28 @@ def _largest(mask):
 
 
 def _background(dark):
-    """Dark pixels joined to a corner, not through a gap of a pixel or two in the chest wall."""
+    """Dark pixels joined to a corner, not through a gap of a pixel or two in the chest wall.
+
+    A compact region inside the picture is a lung cut by the corner, not background.
+    """
     height, width = dark.shape
-    framed = np.pad(dark, 4, mode="edge")
-    core = _open(framed, 2)[4:-4, 4:-4]
-    labels, count = ndimage.label(core)
-    if not count:
-        return np.zeros_like(dark)
-    rows, columns = max(2, height // 25), max(2, width // 25)
-    corners = {int(n) for r in (slice(rows), slice(-rows, None)) for c in (slice(columns), slice(-columns, None))
-               for n in np.unique(labels[r, c])} - {0}
-    chosen = np.isin(labels, sorted(corners))
+    labels, _ = ndimage.label(_open(dark, 2))
+    down, across = max(2, height // 25), max(2, width // 25)
+    corners = [labels[r, c].ravel() for r in (slice(down), slice(-down, None))
+               for c in (slice(across), slice(-across, None))]
+    chosen = np.zeros_like(dark)
+    for number in set(np.concatenate(corners)) - {0}:
+        part = labels == number
+        y, x = np.nonzero(part)
+        box = (np.ptp(y) + 1) * (np.ptp(x) + 1)
+        inside = 0.2 < y.mean() / height < 0.8 and 0.12 < x.mean() / width < 0.88
+        if not (inside and np.ptp(x) < 0.65 * width and len(y) > 0.06 * dark.size and len(y) > 0.5 * box):
+            chosen |= part
     return ndimage.binary_dilation(chosen, iterations=2, mask=dark) if chosen.any() else chosen
 
 
-def _lungs(smooth, dark, body):
-    labels, count = ndimage.label(_open(dark, 1))
-    area, lungs = body.sum(), np.zeros_like(body)
-    rows, columns = np.nonzero(body)
-    if not len(rows) or not count:
-        return lungs
-    middle, span = (columns.min() + columns.max()) / 2, columns.max() - columns.min() + 1
-    regions = [r for r in regionprops(labels) if r.area >= 0.005 * area]
-    regions.sort(key=lambda r: -r.area)
-    for region in regions:
-        central = abs(region.centroid[1] - middle) < 0.12 * span and region.area < 0.04 * area
-        if not central and len([1]) and region.area >= 0.12 * regions[0].area:
-            lungs |= _fill(labels == region.label, body)
-    return lungs
-
-
-def _fill(lung, body):
-    closed = _shrink(np.pad(_grow(np.pad(lung, 12), 8), 0), 8)[12:-12, 12:-12]
-    return ndimage.binary_fill_holes(closed | lung) & body
+def _largest(mask):
+    labels, count = ndimage.label(mask)
+    if not count:
+        return mask
+    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
