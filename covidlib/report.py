@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from . import claims, provenance, runs, shortcuts
+from . import audit, claims, provenance, runs, shortcuts
 
 FIGURES = {  # name in figures/: number in the paper, caption
     "figure1_augmentation": ("Figure 1", "One slice before and after every operation of §2.1."),
@@ -46,8 +46,8 @@ MATH = re.compile(r"(`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)", 
 def build(runs_dir, report_dir) -> Path:
     """Write `index.html` and a page for every notebook in `report_dir`; returns the path of index.html.
 
-    Reads `figures/`, `tables/`, `claims.json` and `notebooks/*.ipynb` of `report_dir`, `dataset.json` and
-    the runs of `runs_dir`. Raises FileNotFoundError where notebook 07_report has not run.
+    Reads `figures/`, `tables/`, `claims.json` and `notebooks/*.ipynb` of `report_dir`, `dataset.json`,
+    `audit/`, `comparison/` and the runs of `runs_dir`. Raises FileNotFoundError where notebook 07_report has not run.
     """
     runs_dir, folder = Path(runs_dir), Path(report_dir)
     if not (folder / "claims.json").is_file():
@@ -60,7 +60,7 @@ def build(runs_dir, report_dir) -> Path:
         measured=claims.measured, counts=[(name, counts[name]) for name in claims.VERDICTS if counts[name]],
         synthetic=dataset["name"] == "phantom", figures=_gallery(folder / "figures", "png", FIGURES),
         tables=_gallery(folder / "tables", "csv", TABLES), read=_read_table, metrics=_metrics(runs_dir),
-        warnings=runs.read_json(runs_dir / "comparison" / "warnings.json"), baselines=_baselines(runs_dir),
+        warnings=_warnings(runs_dir), baselines=_baselines(runs_dir),
         notebooks=_notebooks(folder / "notebooks"), provenance=_provenance(runs_dir))
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
@@ -105,6 +105,12 @@ def _metrics(runs_dir) -> list[list]:
                          f"{found['accuracy']:.3f}", f"{low:.3f} to {high:.3f}",
                          *(f"{found[key]:.3f}" for key in ("balanced_accuracy", "macro_f1", "auc"))])
     return rows
+
+
+def _warnings(runs_dir) -> list[str]:
+    """On networks that a baseline without anatomy comes near to."""
+    compared = pd.read_csv(runs_dir / "comparison" / "comparison.csv")
+    return audit.beside(compared, pd.read_csv(runs_dir / "audit" / "shortcuts.csv"))
 
 
 def _baselines(runs_dir) -> list[list]:

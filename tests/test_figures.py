@@ -169,3 +169,15 @@ def test_figure3_of_global_context_and_of_none(build):
     assert "softmax over places 1 × 16" in drawn(figures.figure3_attention(build("improved_global_context")))
     with pytest.raises(ValueError, match="attention in conv4"):
         figures.figure3_attention(build("resnet50"))
+
+
+def test_shortcuts_has_a_panel_per_protocol_and_names_the_best():
+    rows = [["majority class", "files", "official test split", 0.5, 0.4, 0.6, 0.5],
+            ["file facts", "files", "official test split", 0.91, 0.85, 0.95, 0.97],
+            ["sharpness", "harmonised", "official test split", 0.55, 0.45, 0.65, 0.6]]
+    table = pd.DataFrame(rows, columns=["baseline", "seen", "protocol", "accuracy", "low", "high", "auc"])
+    both = pd.concat([table, table.assign(protocol="grouped cross-validation", accuracy=[0.5, 0.6, 0.7])])
+    assert texts(figures.shortcuts(both)) == [
+        "official test split:\nfile facts (files) alone reaches 91.0%",
+        "grouped cross-validation:\nsharpness (harmonised) alone reaches 70.0%",
+    ]

@@ -6,8 +6,13 @@ import pandas as pd
 import pytest
 from test_claims import make_runs
 
-from covidlib import claims, figures, report
+from covidlib import claims, figures, report, shortcuts
 
+NETWORKS = pd.DataFrame([["improved", 0.7, 0.6, 0.8], ["resnet50", 0.99, 0.97, 1.0]],
+                        columns=["variant", "accuracy_mean", "accuracy_low", "accuracy_high"])
+BASELINES = pd.DataFrame([["file facts", "files", "official test split", 0.9, 0.85, 0.95, 0.97],
+                          ["file facts", "files", "grouped cross-validation", 0.1, 0.05, 0.15, 0.5]],
+                         columns=shortcuts.COLUMNS)
 LOADS = re.compile(
     r"""<(?:script|link|img|iframe|object|source)\b[^>]*?(?:src|href)=["']?(?!data:)([^"'> ]*)"""
 )
@@ -29,12 +34,17 @@ def made(tmp_path_factory):
         "notes": ["Pairs <leak> here."],
         "slices": 120,
         "patients": 60,
+        "left_out": [{"path": "covid/<x>.dcm", "what": "is empty (0 bytes)", "mend": "Copy it again"}],
     }
+    for name, table in {"comparison/comparison": NETWORKS, "audit/shortcuts": BASELINES}.items():
+        (runs_dir / name).parent.mkdir(exist_ok=True)
+        table.to_csv(runs_dir / f"{name}.csv", index=False)
     (runs_dir / "dataset.json").write_text(json.dumps(dataset))
     folder = root / "reports" / "phantom" / "quick"
     history = pd.read_csv(runs_dir / "improved" / "seed-0" / "history.csv")
     figures.save(figures.figure4_curves(history), folder / "figures", "figure4_curves")
     (folder / "tables").mkdir()
+    BASELINES.to_csv(folder / "tables" / "audit_shortcuts.csv", index=False)
     pd.DataFrame({"item": ["cpu"], "here": ["x < y"]}).to_csv(folder / "tables" / "table1.csv", index=False)
     notebook(folder / "notebooks", "02_model", [nbformat.v4.new_markdown_cell("# Model\n\n$x_1$")])
     claims.write(claims.check(runs_dir), folder)
@@ -51,6 +61,19 @@ def test_warnings_stand_before_the_claims(index):
     top = index[: index.index('id="claims"')]
     assert "Synthetic slices" in top and "mechanics only" in top and "not for diagnosis" in top
     assert "Pairs &lt;leak&gt; here." in top
+
+
+def test_accuracies_stand_beside_the_baselines(index):
+    top, metrics = index[: index.index('id="claims"')], index[index.index('id="metrics"') :]
+    assert "Not above a shortcut.</b> improved&#39;s accuracy of 0.700 (0.600 to 0.800)" in top
+    assert "resnet50&#39;s accuracy" not in top
+    assert "<td>file facts (files)</td><td>official test split</td><td>0.900</td>" in metrics
+    assert "<td>0.100</td>" not in metrics
+
+
+def test_files_left_out_are_counted_and_named(index):
+    assert "1 files cannot be used and were left out" in index
+    assert "covid/&lt;x&gt;.dcm is empty (0 bytes). Copy it again." in index
 
 
 def test_every_claim_has_its_verdict_in_words(index, made):
