@@ -77,8 +77,9 @@ def _add_patients(root, table):
         names = {name: _from_name(name) for name in series[guessed].unique()}
         patient = patient.where(~guessed, series.map(names))
         notes.append(f"{int(guessed.sum())} slices have no patient in metadata.csv: theirs is read from the file name.")
+    sources = known.source.to_dict()
     manifest = table.assign(
-        patient=patient, series=series, source=patient.map(known.get("source")).fillna("covidx-ct"),
+        patient=patient, series=series, source=[sources.get(name) or "covidx-ct" for name in patient],
         slice_index=pd.to_numeric(stem.str.extract(r"(\d+)$")[0]).fillna(0).astype(int))
     if "slice selection" in known:
         automatic = manifest.patient.map(known["slice selection"]).str.lower() == "automatic"

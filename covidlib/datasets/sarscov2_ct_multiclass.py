@@ -27,7 +27,7 @@ def load(root):
         relative = folder.relative_to(root).as_posix()
         paths, bad = listing.find(root, relative)
         problems += bad
-        for path in paths:
+        for path in sorted(paths, key=natural):
             parts = path[len(relative) + 1 :].split("/")
             rows.append((path, label, f"{label}/{parts[0]}" if len(parts) > 1 else ""))
     manifest = pd.DataFrame(rows, columns=["path", "label", "patient"])
@@ -38,4 +38,4 @@ def load(root):
     unknown = int((manifest.patient == "").sum())
     if unknown:
         notes.append(f"{unknown} slices lie in no patient's folder, so that their patient is not known.")
-    return manifest.sort_values("path", key=lambda paths: paths.map(natural)), _CLASSES, notes, problems
+    return manifest, _CLASSES, notes, problems

@@ -1,0 +1,257 @@
+"""Fetch a public set where that needs no login: `python -m covidlib.download ucsd-covid-ct /where/it/shall/lie`.
+
+Nothing appears in the folder before all of it has come, been checked and been unpacked. What an interrupted download
+left lies beside it, and the next call goes on from there.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+import pooch
+import requests
+from tqdm import tqdm
+
+from covidlib.files import sha256
+
+TIMEOUT = 60  # seconds without a byte
+MAX_FILES = 200_000
+_CHUNK = 1 << 16
+pooch.get_logger().setLevel("WARNING")
+_UCSD = "https://github.com/UCSD-AI4H/COVID-CT/raw/master/"
+_MD = "https://github.com/ShahinSHH/COVID-CT-MD/raw/main/"
+
+
+class FetchError(RuntimeError):
+    """A set that could not be fetched: what was wrong, and what to do."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file at `url` that goes to `into`; a zip archive is unpacked there, if `into` has no suffix."""
+
+    url: str
+    into: str
+    known_hash: str | None = None
+
+    @property
+    def packed(self):
+        return not PurePosixPath(self.into).suffix
+
+
+@dataclass(frozen=True)
+class Set:
+    """`files` to fetch, at most `gigabytes` when unpacked; `source` for people; `hashed`: a list of the images'
+    sha256 is shipped as covidlib/datasets/splits/<name>.csv."""
+
+    files: tuple[Remote, ...]
+    gigabytes: float
+    source: str
+    hashed: bool = False
+
+
+_LISTS = {
+    "COVID/testCT_COVID": "39a840012d648b0bacead20300c41413402117a67eb2ac5d9c9bc7c8f8b71474",
+    "COVID/trainCT_COVID": "3d448eb4cc63a7396ecd450c54c2620b7779ec85310c73b47aa29d8b91cdbc1e",
+    "COVID/valCT_COVID": "4dd20c66e465a4cabd8e3e5625c83300c8938516d782f3d04761ded13eac124c",
+    "NonCOVID/testCT_NonCOVID": "9de2786eb411bdbeff546148106640e659596927825241e80ba3521b159c3a01",
+    "NonCOVID/trainCT_NonCOVID": "e628fa215718c258116e54165b1aa640c65fbc8b2db325c4aa2f0089cc0040be",
+    "NonCOVID/valCT_NonCOVID": "2d5d2078b614fecd04a4fb33648c2b3f83adc9309899e9d53c3e61a1ac7a8a13",
+}
+SETS = {
+    "ucsd-covid-ct": Set((
+        *(Remote(f"{_UCSD}Images-processed/{name}.zip", "Images-processed") for name in ("CT_COVID", "CT_NonCOVID")),
+        *(Remote(f"{_UCSD}Data-split/{name}.txt", f"Data-split/{name}.txt", f"sha256:{digest}")
+          for name, digest in _LISTS.items()),
+    ), 1, "https://github.com/UCSD-AI4H/COVID-CT", hashed=True),
+    # MD5 as figshare states it for this file of 11,273,767,727 bytes
+    "covid-ct-md": Set((
+        Remote("https://ndownloader.figshare.com/files/26069987", ".", "md5:7cd2a4fdc7b1348c093b9a384d4b2240"),
+        Remote(f"{_MD}Index.csv", "Index.csv"),
+        Remote(f"{_MD}Slice-level-labels-updated-1.npy", "Slice-level-labels-updated-1.npy"),
+    ), 60, "https://doi.org/10.6084/m9.figshare.12991592"),
+}
+BY_HAND = {
+    "sarscov2-ct": "Kaggle asks for a login (licence CC BY-NC-SA 4.0). Get the archive from "
+        "https://www.kaggle.com/datasets/plameneduardo/sarscov2-ctscan-dataset and unpack it so that {root} holds the "
+        "folders COVID and non-COVID.",
+    "sarscov2-ct-multiclass": "Kaggle asks for a login. Get the archive from "
+        "https://www.kaggle.com/datasets/plameneduardo/a-covid-multiclass-dataset-of-ct-scans and unpack it so that "
+        "{root} holds the folders Covid, Healthy and Others.",
+    "covidx-ct": "Kaggle asks for a login, and every collection in it has a licence of its own. Get the version you "
+        "want from https://www.kaggle.com/datasets/hgunraj/covidxct and unpack it so that {root} holds the folder "
+        "3A_images (or 2A_images), the label files train_COVIDx_CT-3A.txt, val_COVIDx_CT-3A.txt, "
+        "test_COVIDx_CT-3A.txt and metadata.csv.",
+    "covid-ctset": "It comes in several large archives (licence CC BY-NC 4.0). Get Train&Validation, or the whole set, "
+        "as https://github.com/mr7495/COVID-CTset says, and unpack it with its folders into {root}.",
+    "composition": "It is put together from other sets. Fetch each of them into a folder of its own name in {root}.",
+    "folder": "These are your own images. Put them into {root}, a folder per class.",
+    "phantom": "Phantoms are drawn, not fetched: leave data_root empty.",
+}
+
+
+def fetch(dataset, data_root):
+    """Fetch `dataset` into the new or empty folder `data_root`; a list of sentences on what was and was not checked.
+
+    FetchError where a login or a licence stands in between (it says what to get, where, and where to put it), where
+    the server is away or broke off, and where a file is not what it should be. `data_root` is then as it was.
+    """
+    root = Path(data_root).absolute()
+    if dataset in BY_HAND:
+        raise FetchError(f"{dataset} is not fetched by this program. {BY_HAND[dataset].format(root=root)}")
+    if dataset not in SETS:
+        raise FetchError(f"dataset must be one of {', '.join([*SETS, *BY_HAND])}. Received: dataset={dataset!r}")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FetchError(f"{root} holds something already. Give a new or an empty folder.")
+    known, work = SETS[dataset], root.parent / f".{root.name}.download"
+    work.mkdir(parents=True, exist_ok=True)
+    files = {remote: Path(_retrieve(remote, work, known.source)) for remote in known.files}
+    try:
+        top, notes = _assemble(dataset, known, files, work / "unpacked")
+    except FetchError:
+        for remote, file in files.items():
+            if remote.known_hash is None:  # it may be the culprit: the next call gets it anew
+                file.unlink(missing_ok=True)
+        raise
+    if root.exists():
+        root.rmdir()
+    os.replace(top, root)
+    shutil.rmtree(work)
+    return notes
+
+
+def _assemble(dataset, known, files, staging):
+    """(folder that holds the set, notes)."""
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for remote, file in files.items():
+        if remote.packed:
+            _unpack(remote.url, file, staging / remote.into, known.gigabytes * 1e9)
+    top = _lift(staging)
+    for remote, file in files.items():
+        if not remote.packed:
+            (top / remote.into).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, top / remote.into)
+    if known.hashed:
+        return top, _check_images(dataset, top)
+    return top, [f"{remote.url} was not checked: no checksum of it is known." for remote in files
+                 if remote.known_hash is None]
+
+
+class Resume:
+    """A downloader for pooch that keeps what it has in `part` and asks the server for the rest only."""
+
+    def __init__(self, part):
+        self.part = Path(part)
+
+    def __call__(self, url, output_file, _):
+        have = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+        with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as response:
+            if response.status_code == 416:  # nothing is left to send, or the file has become another
+                total = response.headers.get("Content-Range", "").rpartition("/")[2]
+                if total != str(have):
+                    self.part.unlink()
+                    return self(url, output_file, _)
+            else:
+                response.raise_for_status()
+                self._append(response, have if response.status_code == 206 else 0)
+        os.replace(self.part, output_file)
+
+    def _append(self, response, have):
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.part.stem, disable=None)
+        with bar, open(self.part, "ab" if have else "wb") as file:
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if total is not None and self.part.stat().st_size != total:
+            raise requests.ConnectionError(f"{self.part.stat().st_size} of {total} bytes came")
+
+
+def _retrieve(remote, work, source):
+    name = f"{hashlib.sha256(remote.url.encode()).hexdigest()[:8]}-{PurePosixPath(remote.url).name}"
+    try:
+        return pooch.retrieve(remote.url, remote.known_hash, name, work, downloader=Resume(work / f"{name}.part"))
+    except requests.RequestException as error:
+        raise FetchError(f"{remote.url} could not be fetched ({error}). Check the connection and run this again: it "
+                         f"goes on where it broke off. If the address is gone, see {source}.") from error
+    except ValueError as error:
+        raise FetchError(f"{remote.url} is not the file that is expected (its checksum differs). Run this again; if it "
+                         f"differs again, the set was changed: see {source}.") from error
+
+
+def _unpack(url, archive, folder, limit):
+    """Unpack into `folder`; FetchError for a damaged archive, one too large, and a member that would lie elsewhere."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.infolist() if not member.is_dir()]
+            size = sum(member.file_size for member in members)
+            if len(members) > MAX_FILES or size > limit:
+                raise FetchError(f"{url} would unpack to {len(members)} files of {size / 1e9:.1f} GB. At most "
+                                 f"{MAX_FILES} files and {limit / 1e9:g} GB are expected: the set was changed.")
+            outside = [member.filename for member in members if _leads_out(member)]
+            if outside:
+                raise FetchError(f"{url} holds files that would lie elsewhere: {outside[0]!r}. Nothing of it is used.")
+            folder.mkdir(parents=True, exist_ok=True)
+            if size > shutil.disk_usage(folder).free:
+                raise FetchError(f"{url} needs {size / 1e9:.1f} GB in {folder.parent}. Make room and run this again.")
+            for member in members:
+                file.extract(member, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, FetchError):
+            raise
+        raise FetchError(f"{url} is no sound zip archive ({error}). Run this again to get it anew.") from error
+
+
+def _leads_out(member):
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    is_link = stat.S_ISLNK(member.external_attr >> 16)
+    return is_link or name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1])
+
+
+def _lift(folder):
+    """The first folder, from `folder` down, that does not merely wrap another."""
+    inner = list(folder.iterdir())
+    return _lift(inner[0]) if len(inner) == 1 and inner[0].is_dir() else folder
+
+
+def _check_images(dataset, top):
+    """FetchError unless the unpacked images are, byte for byte, those of the shipped list."""
+    with resources.files("covidlib.datasets").joinpath(f"splits/{dataset}.csv").open(encoding="utf-8") as file:
+        expected = set(pd.read_csv(file, dtype=str).sha256)
+    got = {sha256(path): path for path in sorted(top.rglob("*")) if path.is_file() and path.suffix != ".txt"}
+    missing, strange = expected - set(got), sorted(set(got) - expected)
+    if missing:
+        raise FetchError(f"{len(missing)} of the {len(expected)} images of {dataset} did not come, or not as they were"
+                         f"{f' ({got[strange[0]].name} is another)' if strange else ''}: the set was changed.")
+    for digest in strange:
+        got[digest].unlink()
+    return [f"All {len(expected)} images are, byte for byte, those that this project was measured on.",
+            *([f"{len(strange)} other files in the archives were left out."] if strange else [])]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser("python -m covidlib.download", description="Fetch a public data set.")
+    parser.add_argument("dataset", help=", ".join(SETS))
+    parser.add_argument("data_root", help="a new or empty folder")
+    options = parser.parse_args(arguments)
+    try:
+        notes = fetch(options.dataset, options.data_root)
+    except FetchError as error:
+        sys.exit(str(error))
+    print("\n".join([f"{options.dataset} lies in {options.data_root}.", *notes]))
+
+
+if __name__ == "__main__":
+    main()
