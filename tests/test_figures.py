@@ -176,7 +176,8 @@ def test_shortcuts_has_a_panel_per_protocol_and_names_the_best():
             ["file facts", "files", "official test split", 0.91, 0.85, 0.95, 0.97],
             ["sharpness", "harmonised", "official test split", 0.55, 0.45, 0.65, 0.6]]
     table = pd.DataFrame(rows, columns=["baseline", "seen", "protocol", "accuracy", "low", "high", "auc"])
-    both = pd.concat([table, table.assign(protocol="grouped cross-validation", accuracy=[0.5, 0.6, 0.7])])
+    both = pd.concat([table, table.assign(protocol="grouped cross-validation", accuracy=[0.5, 0.6, 0.7],
+                                           low=0.4, high=0.8)])
     assert texts(figures.shortcuts(both)) == [
         "official test split:\nfile facts (files) alone reaches 91.0%",
         "grouped cross-validation:\nsharpness (harmonised) alone reaches 70.0%",
