@@ -198,7 +198,7 @@ def _highest(table) -> str:
 
 
 def shortcuts(table):
-    """Accuracy of every baseline that sees no lung, 95 % intervals, one panel per protocol. See shortcuts.measure."""
+    """Accuracy of every baseline without anatomy, 95 % intervals, one panel per protocol. See shortcuts.measure."""
     protocols = list(dict.fromkeys(table["protocol"]))
     names = list(dict.fromkeys(table["baseline"]))[::-1]
     figure, axes = _new(5.5 * len(protocols) + 1.5, 1.2 + 0.42 * len(names), 1, len(protocols))

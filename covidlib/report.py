@@ -25,7 +25,7 @@ FIGURES = {  # name in figures/: number in the paper, caption
     "figure6_confusion": ("Figure 6", "Confusion matrix of the test part: counts and recall (§3.2)."),
     "roc": ("Beside the paper", "Each class against the rest, test part."),
     "comparison": ("Beside the paper", "Variants against ResNet-50 (§3.3)."),
-    "audit_shortcuts": ("Audit", "Accuracy of classifiers that see no lung, before and after harmonisation."),
+    "audit_shortcuts": ("Audit", "Accuracy of classifiers without anatomy, before and after harmonisation."),
     "audit_views": ("Audit", "Slices as read, lungs outlined, and as the network sees them."),
     "audit_pairs": ("Audit", "Near-identical pairs, those in two parts of the split first."),
     "speed": ("Beside the paper", "Images per second (§3.3)."),
@@ -36,7 +36,7 @@ TABLES = {
     "audit_leaks": ("Audit", "What the parts of the split, or the classes, share."),
     "audit_conflicts": ("Audit", "The same picture under two labels."),
     "audit_duplicates": ("Audit", "Near-identical pairs; a distance in bits of 64."),
-    "audit_shortcuts": ("Audit", "How far one gets without looking at a lung."),
+    "audit_shortcuts": ("Audit", "How far one gets without anatomy."),
 }
 ROWS = 24  # of a table that the page shows; the CSV has all
 LOGS = re.compile(r"[IWEF]\d{4} |WARNING: All log messages before absl|To enable the following instructions")
@@ -114,7 +114,7 @@ def _warnings(runs_dir) -> list[str]:
 
 
 def _baselines(runs_dir) -> list[list]:
-    """What needs no lung, to stand below the networks: the protocol nearest to theirs, best first."""
+    """What needs no anatomy, to stand below the networks: the protocol nearest to theirs, best first."""
     table = pd.read_csv(runs_dir / "audit" / "shortcuts.csv")
     if shortcuts.OFFICIAL in set(table["protocol"]):
         table = table[table["protocol"] == shortcuts.OFFICIAL]

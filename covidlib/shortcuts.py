@@ -1,4 +1,4 @@
-"""Shortcuts: how well the label is predicted without looking at a lung, before and after harmonisation.
+"""Shortcuts: how well the label is predicted without anatomy, before and after harmonisation.
 
 A network can be no better evidence than the best of these that it may have used (DeGrave et al. 2021,
 https://doi.org/10.1038/s42256-021-00338-7). Each baseline is a random forest on one kind of evidence.
