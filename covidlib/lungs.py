@@ -10,7 +10,8 @@ from skimage.measure import regionprops
 from covidlib import ct
 
 SIDE = 192  # pixels of the long side while working: every radius below counts these
-USUAL = 0.1  # share of the body from which on lungs are believed at once
+USUAL = 0.2  # share of the body from which on lungs are believed at once
+HAZE = 0.25  # of the way from Otsu's level to soft tissue: hazy lung is lung
 
 
 def body_mask(image):
@@ -88,7 +89,7 @@ def _segment(small):
         body, lungs = _split(smooth, smooth <= level)
         if lungs.sum() > best[1].sum() or not best[0].any():
             best = body, lungs
-        if lungs.sum() >= USUAL * body.sum():
+        if lungs.sum() >= USUAL * body.sum() and body.mean() > 0.25:
             break
     return best
 
@@ -96,7 +97,7 @@ def _segment(small):
 def _levels(smooth):
     """Otsu's grey level; then one for lungs as dark as fat is bright (soft tissue windows), one for hazy lungs."""
     middle = threshold_otsu(smooth)
-    yield middle
+    yield middle + HAZE * (np.median(smooth[smooth > middle]) - middle)
     below, above = smooth[smooth <= middle], smooth[smooth > middle]
     if np.ptp(below):
         yield threshold_otsu(below)
@@ -115,27 +116,35 @@ def _split(smooth, dark):
         return body, np.zeros_like(body)
     thick = _open(tissue, 2)
     regions = [r for r in regionprops(labels) if r.area >= 0.005 * body.sum() and _covered(r, thick)]
-    air = np.percentile(smooth[background], 5) if background.any() else 0
-    span = max(1, np.median(smooth[tissue]) - air)
-    depth = {r.label: (np.median(smooth[labels == r.label]) - air) / span for r in regions}
-    gas = 0.04 if background.any() and (air > 8 or max(depth.values(), default=0) > 0.1) else -1
+    if background.any():
+        regions = _without_gas(regions, labels, smooth, np.percentile(smooth[background], 5))
     columns = np.flatnonzero(body.any(0))
     middle, width = (columns[0] + columns[-1]) / 2, np.ptp(columns) + 1
-    kept = [r for r in regions if depth[r.label] >= gas
-            and not (r.area < 0.04 * body.sum() and abs(r.centroid[1] - middle) < 0.12 * width)]
+    kept = [r for r in regions
+            if r.area >= 0.04 * body.sum() or abs(r.centroid[1] - middle) >= 0.12 * width]  # not the trachea
     largest = max((r.area for r in kept), default=0)
     lungs = np.isin(labels, [r.label for r in kept if r.area >= 0.12 * largest])
     return body, _fill(lungs, body) if kept else lungs
+
+
+def _without_gas(regions, labels, smooth, air):
+    """Regions but those as dark as the air around the body, unless lungs are as dark in this window."""
+    tissue = np.median(smooth[labels == 0])
+    limit = air + 0.04 * max(1, tissue - air)
+    kept = [r for r in regions if np.median(smooth[labels == r.label]) >= limit]
+    gas = sum(r.area for r in regions) - sum(r.area for r in kept)
+    saturated = air <= 8 and not kept
+    return regions if saturated or gas > 0.1 * (labels == 0).sum() else kept
 
 
 def _covered(region, thick):
     """Whether the chest wall lies below, or the frame of the picture, and not the table or nothing."""
     top, left, bottom, right = region.bbox
     height, width = thick.shape
-    if right - left > 0.7 * width and bottom - top < 0.3 * height:
+    if region.centroid[0] > 0.82 * height or (right - left > 0.7 * width and bottom - top < 0.3 * height):
         return False
     if bottom >= height - 1:
-        return region.centroid[0] < 0.8 * height
+        return True
     return thick[bottom:, left:right].any(0).mean() > 0.25
 
 
@@ -156,6 +165,8 @@ def _fill(lungs, body):
         half[:, side] = inner[:, side]
         labels, _ = ndimage.label(_hull(half) & ~half)
         for bay in regionprops(labels):
+            if bay.area < 20:  # left to closing
+                continue
             at_rim = rim[*bay.coords.T].mean()
             aside = abs(bay.centroid[1] / width - 0.5) > 0.15
             if bay.area < 0.25 * half.sum() and at_rim > 0.25 and aside:
