@@ -1,0 +1,27 @@
+"""What a JPEG, JPEG-LS or JPEG 2000 stream says of its size (ITU-T T.81 annex B, T.800 annex A).
+
+Native decoders allocate what the stream asks for; a damaged one may ask for gigabytes.
+"""
+
+_SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+
+
+def stated_size(data):
+    """(rows, columns) of a compressed image (bytes), or None where it is no JPEG."""
+    start = data.find(b"\xff\x4f\xff\x51", 0, 1024)
+    if start >= 0:
+        edge = [int.from_bytes(data[start + at:start + at + 4]) for at in (8, 12, 16, 20)]
+        return edge[1] - edge[3], edge[0] - edge[2]
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            at += 1
+            continue
+        marker = data[at + 1]
+        if marker in _SOF:
+            return int.from_bytes(data[at + 5:at + 7]), int.from_bytes(data[at + 7:at + 9])
+        at += 1 if marker == 0xFF else 2 if marker in _BARE else 2 + int.from_bytes(data[at + 2:at + 4])
+    return None

@@ -1,0 +1,124 @@
+"""NIfTI volumes (https://nifti.nimh.nih.gov), one file, plain or gzipped, in any orientation.
+
+The stored values are kept as they are and scaled slice by slice: a volume in float32 takes twice the memory.
+"""
+
+import gzip
+import math
+import zlib
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+
+from covidlib.formats import AGAIN, MAX_BYTES, ReadError, check_index, check_size, held
+
+MAX_OFFSET = 2**24
+_CHUNK = 2**20
+
+
+class Volume(NamedTuple):
+    """`stored` (D, H, W) feet first, patient's right on the left, anterior on top; HU = stored * slope + intercept."""
+
+    stored: np.ndarray
+    slope: float
+    intercept: float
+    is_hu: bool
+
+
+def is_nifti(head):
+    """Whether a file's first kilobyte, plain or gzipped, is a NIfTI header."""
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            head = zlib.decompressobj(31).decompress(head, 1024)
+        except zlib.error:
+            return False
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
+
+
+def count(path):
+    """Axial slices of the volume."""
+    with _open(path) as stream:
+        header, shape = _header(stream, path)
+    return _upright(np.broadcast_to(np.int8(0), shape), header.get_best_affine(), path).shape[0]
+
+
+def spacing(path):
+    """Millimetres between slices, rows and columns."""
+    with _open(path) as stream:
+        affine = _header(stream, path)[0].get_best_affine()
+    order = list(nibabel.orientations.io_orientation(affine)[:, 0])
+    sizes = nibabel.affines.voxel_sizes(affine)
+    return tuple(float(sizes[order.index(axis)]) for axis in (2, 1, 0))
+
+
+def read(path, slice_index):
+    """(values (H, W), is_hu, None): float32, in HU where the volume holds negative values."""
+    volume = load(path)
+    stored = volume.stored[check_index(path, slice_index, len(volume.stored))]
+    return stored * np.float32(volume.slope) + np.float32(volume.intercept), volume.is_hu, None
+
+
+def load(path):
+    """Volume of a file, held until another one is read."""
+    return held(_load, path)
+
+
+def _load(path):
+    with _open(path) as stream:
+        header, shape = _header(stream, path)
+        dtype, size = header.get_data_dtype(), math.prod(shape)
+        slope, intercept = (default if value is None else float(value)
+                            for value, default in zip(header.get_slope_inter(), (1.0, 0.0), strict=True))
+        keep = dtype.newbyteorder("=") if dtype.itemsize <= 4 else np.dtype(np.float32)
+        offset = int(header["vox_offset"]) - stream.tell()
+        if not 0 <= offset <= MAX_OFFSET:
+            raise ReadError(path, f"is damaged (its voxels begin at {header['vox_offset']})", AGAIN)
+        stream.read(offset)
+        values, lowest = np.empty(size, keep), math.inf
+        for start in range(0, size, _CHUNK):
+            part = values[start:start + _CHUNK]
+            data = stream.read(len(part) * dtype.itemsize)
+            if len(data) < len(part) * dtype.itemsize:
+                raise ReadError(path, f"is truncated after {start} of {size} voxels", AGAIN)
+            part[:] = np.frombuffer(data, dtype)
+            extremes = np.fmin.reduce(part), np.fmax.reduce(part)
+            lowest = min([lowest, *(float(value) * slope + intercept for value in extremes)])
+        if len(stream.read(_CHUNK)) == _CHUNK:  # less than that is padding, and at its end gzip compares its checksum
+            raise ReadError(path, f"is damaged (it holds more than its {size} voxels)", AGAIN)
+    stored = _upright(values.reshape(shape, order="F"), header.get_best_affine(), path)
+    stored.setflags(write=False)
+    return Volume(stored, slope, intercept, lowest < 0)
+
+
+def _open(path):
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else open(path, "rb")
+
+
+def _header(stream, path):
+    """(nibabel header, (x, y, z)); the stream stands behind the header."""
+    head = stream.read(348)
+    second = head[4:8] == b"n+2\0"
+    header = nibabel.Nifti2Header(head + stream.read(192)) if second else nibabel.Nifti1Header(head)
+    if bytes(header["magic"])[:3] == b"ni1":
+        raise ReadError(path, "is the header of a NIfTI pair", "Convert .hdr and .img to one .nii file")
+    full = tuple(int(length) for length in header.get_data_shape())
+    shape = (*full, 1, 1)[:3]
+    dtype = header.get_data_dtype()
+    if math.prod(full[3:]) != 1 or not full or dtype.kind not in "iuf":
+        raise ReadError(path, f"is not one grey volume (shape {full}, {dtype})", "Give a three-dimensional CT volume")
+    for height, width, depth in (shape, shape[1:] + shape[:1], shape[2:] + shape[:2]):
+        check_size(path, height, width, depth)
+    if math.prod(shape) * min(dtype.itemsize, 4) > MAX_BYTES:
+        raise ReadError(path, f"is too large (shape {shape}, {dtype})", "Split the volume or store it as int16")
+    return header, shape
+
+
+def _upright(values, affine, path):
+    """A view (D, H, W) of (x, y, z) as stored: feet to head, front to back, patient's right to left."""
+    axes = nibabel.orientations.io_orientation(affine)
+    if not np.isfinite(axes).all():
+        raise ReadError(path, "is damaged (its affine has no volume)", AGAIN)
+    return nibabel.orientations.apply_orientation(values, axes)[::-1, ::-1, :].transpose(2, 1, 0)
