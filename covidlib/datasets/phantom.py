@@ -10,11 +10,9 @@ with the smallest lesions is found, nearly all in the upper three fifths.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -103,31 +101,10 @@ def _read(root):
 
 
 def _write_patients(root, seed, jobs, workers):
-    """Manifest rows in the order of `jobs`, shared out to processes that need no guarded main module."""
-    bar = tqdm(jobs, desc="phantom patients", disable=len(jobs) < 60)
-    if workers < 2 or len(jobs) < 16:
-        return [row for job in bar for row in _write_patient(root, seed, *job)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    processes, rows = [], []
-    try:
-        for k in range(workers):
-            process = subprocess.Popen([sys.executable, "-m", "covidlib.datasets.phantom"], env=environment,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            processes.append(process)
-            process.stdin.write(json.dumps([str(root), seed, jobs[k::workers]]))
-            process.stdin.close()
-        for k, _ in enumerate(bar):
-            line = processes[k % workers].stdout.readline()
-            if not line:
-                raise RuntimeError(f"drawing {jobs[k][0]} patient {jobs[k][1]} failed; see the error above")
-            rows += json.loads(line)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-            process.stdout.close()
-    return rows
+    """Manifest rows in the order of `jobs`; few are not worth starting processes for."""
+    processes = joblib.Parallel(workers if len(jobs) >= 16 else 1, return_as="generator")
+    written = processes(joblib.delayed(_write_patient)(root, seed, *job) for job in jobs)
+    return [row for rows in tqdm(written, "phantom patients", len(jobs), disable=len(jobs) < 60) for row in rows]
 
 
 def patient_sizes(total):
@@ -186,9 +163,3 @@ def _write_slice(root, path, phantom, name, k, height, seed):
     ds.WindowCenter, ds.WindowWidth = -600, 1500
     ds.PixelData = (np.rint(phantom.hu) + 1024).astype("<i2").tobytes()
     ds.save_as(root / path, enforce_file_format=True)
-
-
-if __name__ == "__main__":
-    folder, number, patients = json.load(sys.stdin)
-    for patient_job in patients:
-        print(json.dumps(_write_patient(Path(folder), number, *patient_job)), flush=True)
