@@ -50,12 +50,13 @@ class Remote:
 
 @dataclass(frozen=True)
 class Set:
-    """`files` to fetch, at most `gigabytes` when unpacked; `source` for people; `hashed`: a list of the images'
-    sha256 is shipped as covidlib/datasets/splits/<name>.csv."""
+    """`files` to fetch, at most `gigabytes` when unpacked; the `source` and `licence` for people; `hashed`: a list
+    of the images' sha256 is shipped as covidlib/datasets/splits/<name>.csv."""
 
     files: tuple[Remote, ...]
     gigabytes: float
     source: str
+    licence: str
     hashed: bool = False
 
 
@@ -72,13 +73,15 @@ SETS = {
         *(Remote(f"{_UCSD}Images-processed/{name}.zip", "Images-processed") for name in ("CT_COVID", "CT_NonCOVID")),
         *(Remote(f"{_UCSD}Data-split/{name}.txt", f"Data-split/{name}.txt", f"sha256:{digest}")
           for name, digest in _LISTS.items()),
-    ), 1, "https://github.com/UCSD-AI4H/COVID-CT", hashed=True),
+    ), 1, "https://github.com/UCSD-AI4H/COVID-CT",
+        "The pictures belong to the authors of the papers they were cut from.", hashed=True),
     # MD5 as figshare states it for this file of 11,273,767,727 bytes
     "covid-ct-md": Set((
         Remote("https://ndownloader.figshare.com/files/26069987", ".", "md5:7cd2a4fdc7b1348c093b9a384d4b2240"),
         Remote(f"{_MD}Index.csv", "Index.csv"),
         Remote(f"{_MD}Slice-level-labels-updated-1.npy", "Slice-level-labels-updated-1.npy"),
-    ), 60, "https://doi.org/10.6084/m9.figshare.12991592"),
+    ), 60, "https://github.com/ShahinSHH/COVID-CT-MD",
+        "Its licence stands on its figshare page (12991592): read it before you use the set."),
 }
 BY_HAND = {
     "sarscov2-ct": "Kaggle asks for a login (licence CC BY-NC-SA 4.0). Get the archive from "
@@ -126,7 +129,7 @@ def fetch(dataset, data_root):
         root.rmdir()
     os.replace(top, root)
     shutil.rmtree(work)
-    return notes
+    return [known.licence, *notes]
 
 
 def _assemble(dataset, known, files, staging):

@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -68,7 +69,7 @@ def archive(server, monkeypatch):
     body = packed(IMAGES)
     Server.files = {"/set.zip": body, "/list.csv": b"file\n"}
     known = Set((Remote(f"{server}/set.zip", ".", f"sha256:{hashlib.sha256(body).hexdigest()}"),
-                 Remote(f"{server}/list.csv", "more/list.csv")), 1, "https://example.org/set")
+                 Remote(f"{server}/list.csv", "more/list.csv")), 1, "https://example.org/set", "free")
     monkeypatch.setitem(download.SETS, "covid-ct-md", known)
     return body
 
@@ -82,7 +83,7 @@ def test_whole(archive, tmp_path):
     notes = download.fetch("covid-ct-md", tmp_path / "root")
     assert left_behind(tmp_path) == ["root/a b%1.png", "root/more/list.csv", "root/p/c.png"]
     assert (tmp_path / "root/a b%1.png").read_bytes() == IMAGES["set/a b%1.png"]
-    assert len(notes) == 1 and "list.csv was not checked" in notes[0]
+    assert notes[0] == "free" and len(notes) == 2 and "list.csv was not checked" in notes[1]
     with pytest.raises(FetchError, match="holds something already"):
         download.fetch("covid-ct-md", tmp_path / "root")
 
@@ -123,7 +124,7 @@ def test_gone_and_away(archive, tmp_path, monkeypatch):
     del Server.files["/list.csv"]
     with pytest.raises(FetchError, match=r"404.*see https://example.org/set"):
         download.fetch("covid-ct-md", tmp_path / "root")
-    away = Set((Remote("http://127.0.0.1:9/set.zip", "."),), 1, "https://example.org/set")
+    away = Set((Remote("http://127.0.0.1:9/set.zip", "."),), 1, "https://example.org/set", "free")
     monkeypatch.setitem(download.SETS, "covid-ct-md", away)
     with pytest.raises(FetchError, match="Check the connection"):
         download.fetch("covid-ct-md", tmp_path / "root")
@@ -152,7 +153,7 @@ def hostile(name, link=False):
 ], ids=["parent", "absolute", "backslash", "drive", "link", "bomb", "page", "damaged"])
 def test_hostile_or_damaged_archive(server, tmp_path, monkeypatch, body, message):
     Server.files = {"/set.zip": body}
-    known = Set((Remote(f"{server}/set.zip", "."),), 1e-6 if message == "would unpack to" else 1, "the set's page")
+    known = Set((Remote(f"{server}/set.zip", "."),), 1e-6 if message == "would unpack to" else 1, "a page", "free")
     monkeypatch.setitem(download.SETS, "covid-ct-md", known)
     with pytest.raises(FetchError, match=message):
         download.fetch("covid-ct-md", tmp_path / "a" / "root")
@@ -173,9 +174,9 @@ def test_images_are_checked_against_the_shipped_list(server, tmp_path, monkeypat
     known = download.SETS["ucsd-covid-ct"]
     moved = tuple(Remote(remote.url.replace(download._UCSD, f"{server}/"), remote.into, remote.known_hash)
                   for remote in known.files)
-    monkeypatch.setitem(download.SETS, "ucsd-covid-ct", Set(moved, known.gigabytes, known.source, True))
+    monkeypatch.setitem(download.SETS, "ucsd-covid-ct", replace(known, files=moved))
     notes = download.fetch("ucsd-covid-ct", tmp_path / "root")
-    assert notes[0].startswith("All 746 images") and len(left_behind(tmp_path / "root")) == 752
+    assert notes[1].startswith("All 746 images") and len(left_behind(tmp_path / "root")) == 752
     images["CT_NonCOVID/102.png"] += b"\0"
     Server.files["/Images-processed/CT_NonCOVID.zip"] = packed(images)
     with pytest.raises(FetchError, match=r"1 of the 746 images.*102.png is another"):

@@ -15,20 +15,21 @@ def find(root, folder):
     `root` or nowhere and a linked folder is a ReadError each. ValueError where `folder` itself leads out of `root`.
     """
     top = inside(root, folder)
-    paths, problems, folders = [], [], [top]
+    paths, problems, folders = [], [], [(top, "" if str(folder) == "." else f"{folder}/")]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        place, prefix = folders.pop()
+        with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name in ("Thumbs.db", "desktop.ini"):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                    folders.append((entry.path, f"{prefix}{entry.name}/"))
                     continue
                 wrong = _wrong(root, entry)
                 if wrong:
                     problems.append(ReadError(entry.path, *wrong))
                 else:
-                    paths.append(os.path.relpath(entry.path, root).replace(os.sep, "/"))
+                    paths.append(prefix + entry.name)
     return sorted(paths), sorted(problems, key=str)
 
 
