@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 
 from covidlib import download
-from covidlib.download import FetchError, Remote, Set
+from covidlib.datasets import remote as remotes
+from covidlib.datasets.remote import Remote, Set
+from covidlib.download import FetchError
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -172,7 +174,7 @@ def test_images_are_checked_against_the_shipped_list(server, tmp_path, monkeypat
     for file in (folder / "Data-split").rglob("*.txt"):
         Server.files["/" + file.relative_to(folder).as_posix()] = file.read_bytes()
     known = download.SETS["ucsd-covid-ct"]
-    moved = tuple(Remote(remote.url.replace(download._UCSD, f"{server}/"), remote.into, remote.known_hash)
+    moved = tuple(Remote(remote.url.replace(remotes._UCSD, f"{server}/"), remote.into, remote.known_hash)
                   for remote in known.files)
     monkeypatch.setitem(download.SETS, "ucsd-covid-ct", replace(known, files=moved))
     notes = download.fetch("ucsd-covid-ct", tmp_path / "root")
