@@ -21,9 +21,10 @@ from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, spli
 from covidlib.files import sha256
 
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
+_HERE = Path(__file__).parent
 SAMPLED = 4000  # slices whose pixels the shortcut baselines learn from
 _ALONE = 48  # slices that are read before other processes would have started
-_CODE = (ct, lungs, harmonise)
+_CODE = ("ct.py", "lungs.py", "harmonise.py", "formats/*.py")  # what an image depends on
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def take_in(source, image_size, cache_dir, on_error="raise"):
         store.keep(_key(source))
     rows, seen = zip(*features, strict=True)
     columns = {name: np.stack([one[name] for one in seen]) for name in seen[0]}
-    return _note_left_out(source), Intake(table, np.stack(thumbnails), np.array(rows), columns)
+    return _note_blank(_note_left_out(source), table), Intake(table, np.stack(thumbnails), np.array(rows), columns)
 
 
 def load_images(source, image_size, cache_dir=None):
@@ -231,6 +232,14 @@ def _one_per_file(problems):
     return list({(str(problem.path), problem.what): problem for problem in problems}.values())
 
 
+def _note_blank(source, facts):
+    blank = source.manifest.path[(facts.lung == 0).to_numpy()]
+    if not len(blank):
+        return source
+    note = f"In {len(blank)} slices no lung is found, such as {blank.iloc[0]}: look at them."
+    return replace(source, notes=[*source.notes, note])
+
+
 def _note_left_out(source):
     if not source.problems:
         return source
@@ -261,7 +270,8 @@ def _check_size(image_size):
 
 def _key(source):
     """Names the content: sha256 of the files where the manifest has it, else their size and time."""
-    digest = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in _CODE))
+    code = [file for pattern in _CODE for file in sorted(_HERE.glob(pattern))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in code))
     manifest = source.manifest
     content = manifest["sha256"].astype(str) if "sha256" in manifest else _stamps(_paths(source))
     masks = ["" if mask is None else sha256(mask) for mask in _masks(source)]

@@ -68,9 +68,8 @@ def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(source.root / "2.png")
     assert not intake.load_images(source, 32, cache)[0].any()
     assert len(files(cache)) == 3
-    changed = tmp_path / "harmonise.py"
-    changed.write_text(Path(harmonise.__file__).read_text() + "\n# changed\n")
-    monkeypatch.setattr(harmonise, "__file__", str(changed))
+    (tmp_path / "harmonise.py").write_text(Path(harmonise.__file__).read_text() + "\n# changed\n")
+    monkeypatch.setattr(intake, "_HERE", tmp_path)
     intake.load_images(source, 32, cache)
     assert len(files(cache)) == 4 and first.any()
 

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from covidlib import ct, harmonise, predict
+from covidlib import ct, harmonise, predict, volumes
 
 WINDOWS = {"lung (-600, 1500)": (-600, 1500), "mediastinum (40, 400)": (40, 400), "bone (400, 1800)": (400, 1800)}
 SIDE = 384  # of the picture shown, pixels
@@ -65,7 +65,7 @@ class Viewer:
         """float32 HU or uint8 grey (D, H, W), and which of the two it is."""
         if ct.sniff(path) in ("dicom", "nifti"):
             try:
-                return ct.read_volume(path), True
+                return volumes.read_volume(path), True
             except ct.ReadError:  # some headers say nothing of HU: then grey values are shown as they are
                 pass
         return np.stack([ct.read_slice(path, index) for index in range(ct.count_slices(path))]), False
