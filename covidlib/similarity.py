@@ -26,6 +26,7 @@ THUMBNAIL = 64
 _AXES = 32
 _FITTED = 2000
 _BLOCK = 1024
+_LEAF = 32  # in 32 dimensions twice as fast as scipy's 10
 _MARGIN = 1e-3  # float32 rounding of the projection, far below the radius of .32
 
 
@@ -53,10 +54,10 @@ def near_duplicates(hashes, thumbnails):
         return _pairs(hashes.astype(int), hashes.astype(int), hashes, thumbnails)
     rows, points = _project(thumbnails)
     radius = np.sqrt(2 - 2 * MIN_CORRELATION) + _MARGIN
-    tree = KDTree(points)
+    tree = KDTree(points, _LEAF)
     found = [_pairs(rows[:0], rows[:0], hashes, thumbnails)]
     for start in range(0, len(rows), _BLOCK):
-        block = KDTree(points[start : start + _BLOCK])
+        block = KDTree(points[start : start + _BLOCK], _LEAF)
         near = block.sparse_distance_matrix(tree, radius, output_type="ndarray")
         a, b = near["i"] + start, near["j"]
         a, b = rows[a[a < b]], rows[b[a < b]]
