@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covidlib import datasets, splits
+from covidlib import ct, datasets, similarity, splits
+from covidlib.files import sha256
 
 
 def make(patients, slices=(4, 4), unknown=0, seed=0):
@@ -116,3 +117,92 @@ def test_real_sets(shared_data):
     result, _ = splits.assign(source.manifest.assign(split=""), 0)
     for _, rows in result.groupby("label"):
         assert abs((rows.split == "train").mean() - 0.7) < 0.02
+
+
+def test_folds_hold_every_patient_once():
+    manifest = make({"covid": 23, "viral": 11, "normal": 40}, (1, 6), unknown=7)
+    fold = splits.k_fold(manifest, 5, seed=2)
+    assert fold.equals(splits.k_fold(manifest, 5, seed=2)) and sorted(set(fold)) == [0, 1, 2, 3, 4]
+    assert fold.groupby(datasets.patient_or_file(manifest)).nunique().max() == 1
+    share = pd.crosstab(manifest.label, fold, normalize="index").to_numpy()
+    assert np.abs(share - 0.2).max() < 0.03
+    for number in range(5):
+        result = splits.assign_fold(manifest, number, 5, seed=2)
+        assert (result.split == "test").equals(fold == number)
+        rest = result[result.split != "test"]
+        assert abs((rest.split == "val").mean() - 0.1) < 0.03 and rest.groupby("label").split.nunique().min() == 2
+
+
+def test_folds_that_cannot_be():
+    few = make({"covid": 2, "normal": 3})
+    assert set(splits.assign_fold(few, 0, 2, 0).split) == {"train", "test"}
+    with pytest.raises(ValueError, match="Class 'covid'.*has too few"):
+        [splits.assign_fold(few, fold, 3, 0) for fold in range(3)]
+    for folds in (1, 6):
+        with pytest.raises(ValueError, match=f"number of patients, 5. Received: folds={folds}"):
+            splits.k_fold(few, folds, 0)
+    with pytest.raises(ValueError, match="Received: fold=2"):
+        splits.assign_fold(few, 2, 2, 0)
+
+
+def test_many_groups_are_dealt_out_near_the_fractions():
+    manifest = make({"covid": 0, "normal": 0}, unknown=30_000)
+    share = splits.assign(manifest, 0)[0].split.value_counts(normalize=True)
+    assert abs(share["train"] - 0.7) < 1e-3 and abs(share["test"] - 0.2) < 1e-3
+
+
+SHIPPED = {"ucsd-covid-ct": "ucsd-covid-ct", "sarscov2-ct-256": "sarscov2-ct", "covid-ct-md-sample": "covid-ct-md"}
+COLUMNS = ["split", *(f"fold_{number}" for number in range(5))]
+
+
+def test_shipped_folds_test_every_slice_once():
+    for name in SHIPPED:
+        table = splits.shipped(name)
+        columns = [column for column in table if column.startswith("fold_")]
+        assert columns == COLUMNS[1 : 1 + len(columns)] and len(columns) >= 2 and table.name.is_unique
+        assert ((table[columns] == "test").sum(axis=1) == 1).all()
+        assert (table.groupby("sha256")[["split", *columns]].nunique() == 1).all(axis=None)
+    with pytest.raises(ValueError, match="Splits are shipped for covid-ct-md-sample, .*Received: dataset='none'"):
+        splits.shipped("none")
+
+
+def test_shipped_splits_know_bytes_names_and_strangers():
+    table = splits.shipped("sarscov2-ct-256")
+    manifest = pd.DataFrame({"path": table.name + ".png", "sha256": table.sha256 + "0" * 48, "split": ""})
+    result, notes = splits.apply_shipped(manifest, "sarscov2-ct-256", "fold_3")
+    assert result.split.tolist() == table.fold_3.tolist() and len(notes) == 1
+    manifest["path"] = "elsewhere/" + manifest.path
+    assert splits.apply_shipped(manifest, "sarscov2-ct-256")[0].split.tolist() == table.split.tolist()
+    manifest.loc[:6, "sha256"] = "0" * 64
+    with pytest.raises(ValueError, match="7 of 2481 slices are not among the 2481.*such as elsewhere/COVID/Covid"):
+        splits.apply_shipped(manifest, "sarscov2-ct-256")
+    manifest = manifest.assign(path=table.name + ".png")
+    assert "7 of them were known by their names only" in splits.apply_shipped(manifest, "sarscov2-ct-256")[1][1]
+    with pytest.raises(ValueError, match="column must be one of split, fold_0.*Received: column='name'"):
+        splits.apply_shipped(manifest, "sarscov2-ct-256", "name")
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def real(request, shared_data):
+    """(name, manifest with checksums, near-duplicate pairs) of a set that splits are shipped for."""
+    source = datasets.load(SHIPPED[request.param], shared_data / request.param)
+    images = [ct.read_slice(source.root / row.path, row.slice_index) for row in source.manifest.itertuples()]
+    pairs = similarity.near_duplicates(np.array([similarity.perceptual_hash(image) for image in images]),
+                                       np.array([similarity.thumbnail(image) for image in images]))
+    return request.param, source.manifest.assign(sha256=[sha256(source.root / p) for p in source.manifest.path]), pairs
+
+
+@pytest.mark.slow
+def test_shipped_splits_are_disjoint_and_in_proportion(real):
+    name, manifest, pairs = real
+    for column in splits.shipped(name).columns[2:]:
+        result, notes = splits.apply_shipped(manifest, name, column)
+        splits.check_disjoint(result)
+        assert len(notes) == 1
+        crossing = result.split.to_numpy()[pairs.a] != result.split.to_numpy()[pairs.b]
+        # the authors' own split shows two figures on both sides
+        assert crossing.sum() == (2 if (name, column) == ("ucsd-covid-ct", "split") else 0)
+        test = pd.crosstab(result.label, result.split, normalize="index").test
+        assert name == "covid-ct-md-sample" or ((0.17 < test) & (test < 0.31)).all()
+    if name == "ucsd-covid-ct":
+        assert splits.apply_shipped(manifest, name)[0].split.equals(manifest.split)
