@@ -62,8 +62,9 @@ def find_leaks(manifest):
     """What lies in more than one part of the split, or under more than one label, from the manifest alone.
 
     Of columns patient, document, sha256 and group those that are there are looked at; empty cells are unknown.
-    Returns DataFrame kind, across, count, slices, examples. A patient or document under several labels is no fault in
-    itself, but where a class has its own patients and documents alone, they may be what a network learns.
+    Returns DataFrame kind, across ("anywhere": repeated files and pictures), count, slices, examples. A patient or
+    document under several labels is no fault in itself, but where a class has its own patients and documents alone,
+    they may be what a network learns.
     """
     kinds = {"patient": "patient", "document": "source document", "sha256": "identical file",
              "group": "near-duplicate group"}
@@ -72,8 +73,9 @@ def find_leaks(manifest):
         if column not in manifest or manifest[column].eq("").all():
             continue
         known = manifest[manifest[column] != ""]
-        for across in ("split", "label"):
-            parts = known.groupby(column, sort=False)[across].nunique()
+        groups = known.groupby(column, sort=False)
+        repeated = {"anywhere": groups.size()} if column in ("sha256", "group") else {}
+        for across, parts in (repeated | {name: groups[name].nunique() for name in ("split", "label")}).items():
             shared = parts.index[parts > 1]
             slices = known[known[column].isin(shared)]
             names = slices.path.groupby(slices[column], sort=False).first() if column in ("sha256", "group") else shared

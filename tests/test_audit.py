@@ -62,6 +62,8 @@ def test_conflicts_and_copies_across_the_split(official):
 def test_leaks_are_counted_by_kind(official):
     table = official.leaks.set_index(["kind", "across"])
     assert table["count"]["patient", "split"] == 0 and table["count"]["identical file", "split"] == 1
+    assert table["count"]["identical file", "anywhere"] == 1
+    assert table["count"]["near-duplicate group", "anywhere"] == 2
     assert table["count"]["near-duplicate group", "split"] == 1
     assert table["count"]["near-duplicate group", "label"] == 1
     assert table.slices["near-duplicate group", "label"] == 2
