@@ -4,11 +4,18 @@ Two slices are near-duplicates when their 64x64 thumbnails correlate by at least
 hashes (64 bit, discrete cosine transform, https://www.phash.org/docs/pubs/thesis_zauner.pdf) differ in at most
 MAX_DISTANCE bits.
 
+Measured on 300 slices of two public sets: every copy is found that was stored as JPEG (quality 50), scaled by 0.5 or
+1.5, made 20 grey values brighter or darker or of other contrast, and 99 % of those turned by one degree; of copies
+cropped by 3 % 18 %, turned by three degrees 8 %; none that was mirrored, cropped by 10 % or given a white margin. All
+168 pairs that the rule flags in these sets show one picture (27 %) or neighbouring slices of one patient (73 %); they
+are listed in reports/published/near_duplicates.csv.
+
 Chest slices resemble each other so much that one pair in a hundred lies within ten bits: the hash alone would leave 50
 million pairs of 100,000 slices to look at. The thumbnails tell far more apart. Centred and scaled to length 1 they
 lie on a sphere, where a correlation r is a distance of sqrt(2 - 2r); a projection to a few principal axes never
 lengthens a distance, so that a k-d tree of the projections (scipy.spatial) returns every pair of the rule and some
 others, which the full thumbnails then sort out. Nothing is approximate: the pairs are those of the exhaustive search.
+Memory grows with the images and with the pairs that are found, of which n copies of one picture make n (n - 1) / 2.
 """
 
 import imagehash
