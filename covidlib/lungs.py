@@ -95,16 +95,16 @@ def _segment(small):
 
 
 def _levels(smooth):
-    """Otsu's grey level; then one for lungs as dark as fat is bright (soft tissue windows), one for hazy lungs."""
+    """Grey levels between lung and tissue: Otsu's, one for soft tissue windows (fat is dark), one for hazy lungs."""
     middle = threshold_otsu(smooth)
-    yield middle + HAZE * (np.median(smooth[smooth > middle]) - middle)
     below, above = smooth[smooth <= middle], smooth[smooth > middle]
-    if np.ptp(below):
+    yield middle + HAZE * (np.median(above) - middle)
+    if np.percentile(below, 5) <= 8:  # a lung window shows air as grey
         yield threshold_otsu(below)
-    if np.ptp(above):
-        level = threshold_otsu(above)
-        if above[above > level].mean() - above[above <= level].mean() > 0.2 * np.ptp(smooth):
-            yield level
+    level = threshold_otsu(above)
+    upper = above > level
+    if upper.any() and above[upper].mean() - above[~upper].mean() > 0.2 * np.ptp(smooth):
+        yield level
 
 
 def _split(smooth, dark):
@@ -141,7 +141,7 @@ def _covered(region, thick):
     """Whether the chest wall lies below, or the frame of the picture, and not the table or nothing."""
     top, left, bottom, right = region.bbox
     height, width = thick.shape
-    if region.centroid[0] > 0.82 * height or (right - left > 0.7 * width and bottom - top < 0.3 * height):
+    if right - left > 0.6 * width and bottom - top < 0.3 * height and bottom > 0.8 * height:
         return False
     if bottom >= height - 1:
         return True
