@@ -53,9 +53,9 @@ class Series:
         return float(np.median(steps)) if len(steps) else None, rows, columns
 
 
-def group_series(files):
-    """(list of Series, list of ReadErrors) of DICOM files of one slice each; in the second what is in no series:
-    damaged headers, other modalities, localisers."""
+def group_series(files, together=True):
+    """(list of Series, list of ReadErrors) of DICOM files; in the second what is in no series: damaged headers, other
+    modalities, localisers. Files without SeriesInstanceUID are one series, or unless `together` each its own."""
     groups, strays = {}, []
     for file in map(Path, files):
         try:
@@ -64,10 +64,11 @@ def group_series(files):
             with reading(file):
                 header = dicom.header(file, _TAGS)
                 dicom.check_slice(header, file)
-            groups.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append((file, header))
+            uid = str(header.get("SeriesInstanceUID") or "")
+            groups.setdefault((uid, None if uid or together else file), []).append((file, header))
         except ReadError as error:
             strays.append(error)
-    return [_order(uid, members) for uid, members in groups.items()], strays
+    return [_order(uid, members) for (uid, _), members in groups.items()], strays
 
 
 def read_volume(path):

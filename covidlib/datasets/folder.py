@@ -2,47 +2,67 @@
 
 `<class>/...`, or `train|val|test/<class>/...` for a split of your own. A folder inside a class is a
 patient, and so is a volume; DICOM files that lie loose in a class are grouped by their PatientID (of
-which only a hash is kept). Volumes (NIfTI, multi-page TIFF, multi-frame DICOM) become all their slices.
+which only a hash is kept). Volumes (NIfTI, multi-page TIFF, multi-frame DICOM) and DICOM series become
+their slices, see slices.expand.
 """
 
 import hashlib
+from pathlib import Path
 
 import pandas as pd
-import pydicom
 
-from covidlib import ct
-from covidlib.datasets import SPLITS, inside, natural, read_manifest
+from covidlib.ct import ReadError
+from covidlib.datasets import SPLITS, listing, natural, slices
+from covidlib.files import sha256
 
 ORDER = ("covid", "viral", "cap", "normal", "non_covid")
+_PASSED_OVER = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".pdf", ".doc", ".docx", ".xls", ".xlsx"}
 _LAYOUT = "It should hold one folder of images per class, or a manifest.csv with columns path,label"
 
 
 def load(root):
-    """(manifest, classes, notes) of a folder."""
-    listed = (root / "manifest.csv").is_file()
-    manifest, left_out = _from_csv(root) if listed else _from_folders(root)
-    classes = sorted(set(manifest.label), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    """(manifest, classes, notes, problems) of a folder; headers are read, and a few slices of each volume.
+
+    The manifest has also the columns series (hash of the SeriesInstanceUID), spacing_mm (in-plane) and slice_mm where
+    they are known, and whatever manifest.csv adds, such as mask. ValueError or FileNotFoundError where the folder has
+    fewer than two classes or a class holds no file.
+    """
+    root = Path(root)
+    table, problems, notes = _from_csv(root) if (root / "manifest.csv").is_file() else _from_folders(root)
+    classes = sorted(set(table.label), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     if len(classes) < 2:
         raise ValueError(f"{root} needs at least two classes. {_LAYOUT}. Received: classes={classes}")
-    notes = []
-    if left_out:
-        names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-        notes.append(f"{len(left_out)} files cannot be read as {ct.FORMATS} and were left out: {names}.")
-    expanded = manifest.path.duplicated(keep=False).sum()
-    if expanded:
-        notes.append(f"{expanded} slices come from volumes, which are used whole, slices without lung too.")
-    return manifest, tuple(classes), notes
+    table = table[table.path != ""]
+    if "slice_index" not in table:
+        table, found, said = slices.expand(root, table)
+        problems, notes = problems + found, notes + said
+    twins = _under_two_labels(root, table)
+    table = table[~table.path.isin([problem.path.relative_to(root).as_posix() for problem in twins])]
+    return table.reset_index(drop=True), tuple(classes), notes, problems + twins
 
 
 def _from_csv(root):
-    table = read_manifest(root / "manifest.csv")
-    for path in table.path.unique():
-        if not inside(root, path).is_file():
-            raise FileNotFoundError(f"{root / path} is listed in manifest.csv and does not exist.")
-    if "slice_index" in pd.read_csv(root / "manifest.csv", nrows=0, encoding="utf-8-sig"):
-        return table, []
-    table["slice_index"] = [range(ct.count_slices(root / path)) for path in table.path]
-    return table.explode("slice_index", ignore_index=True), []
+    table = pd.read_csv(root / "manifest.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if {"path", "label"} - set(table.columns) or not len(table):
+        raise ValueError(f"{root / 'manifest.csv'} needs columns path,label (and may have patient,split,slice_index,"
+                         f"mask) and at least one row. Received: columns={list(table.columns)}, rows={len(table)}")
+    table = table.assign(**{name: "" for name in ("patient", "split") if name not in table})
+    unlabelled = table[table.label == ""].path.unique()
+    problems = [ReadError(root / path, "has no label in manifest.csv", "Give it one") for path in unlabelled]
+    table = table[~table.path.isin(unlabelled)]
+    found = listing.find(root, ".")
+    usable, settled = listing.settle(root, table[["path", "label", "split"]], found, "manifest.csv")
+    listed = {str(root / path) for path in table.path}
+    problems += [problem for problem in settled if str(problem.path) in listed]
+    keep = table.path.isin(usable.path)
+    if "mask" in table:
+        lost = keep & (table["mask"] != "") & ~table["mask"].isin(found[0])
+        problems += [ReadError(root / mask, "is listed in manifest.csv as a mask and is no file within data_root",
+                               "Mend manifest.csv") for mask in table["mask"][lost].unique()]
+        keep &= ~lost
+    table["path"] = table.path.where(keep, "")  # an unusable file still says that its class exists
+    alike = ["path", "slice_index"] if "slice_index" in table else ["path"]
+    return table[~table.duplicated(alike) | ~keep], problems, []
 
 
 def _from_folders(root):
@@ -54,39 +74,46 @@ def _from_folders(root):
     class_folders = [(folder, "") for folder in folders]
     if parts:
         class_folders = [(folder, part.name) for part in parts for folder in _visible_folders(part)]
-    rows, left_out = [], []
+    rows, problems, passed_over = [], [], 0
     for folder, split in class_folders:
-        for file in sorted(folder.rglob("*"), key=natural):
-            if file.is_dir() or any(name.startswith(".") for name in file.relative_to(root).parts):
-                continue
-            path = file.relative_to(root).as_posix()
-            inside(root, path)
-            try:
-                rows += _rows(file, path, folder, split)
-            except ct.ReadError:
-                left_out.append(path)
+        paths, wrong = listing.find(root, folder.relative_to(root).as_posix())
+        images = [path for path in paths if Path(path).suffix.lower() not in _PASSED_OVER]
+        problems += wrong
+        passed_over += len(paths) - len(images)
+        for path in sorted(images, key=natural):
+            inner = Path(path).relative_to(folder.relative_to(root)).parts[:-1]
+            patient = f"{folder.name}/{inner[0]}" if inner else ""
+            rows.append({"path": path, "label": folder.name, "patient": patient, "split": split})
+        if wrong and not images:
+            rows.append({"path": "", "label": folder.name, "patient": "", "split": split})
     empty = {folder.name for folder, _ in class_folders} - {row["label"] for row in rows}
     if empty or not rows:
         names = ", ".join(sorted(empty)) or "any class"
         raise FileNotFoundError(f"{root} holds no images of {names}. {_LAYOUT}.")
-    return pd.DataFrame(rows), left_out
+    notes = [f"{passed_over} files are no images by their name and were passed over."] if passed_over else []
+    return pd.DataFrame(rows), problems, notes
 
 
-def _rows(file, path, folder, split):
-    count = ct.count_slices(file)
-    subfolders = file.relative_to(folder).parts[:-1]
-    patient = subfolders[0] if subfolders else file.name if count > 1 else _dicom_patient(file)
-    patient = f"{folder.name}/{patient}" if patient and not patient.startswith("dicom-") else patient
-    row = {"path": path, "label": folder.name, "patient": patient, "split": split}
-    return [{**row, "slice_index": index} for index in range(count)]
+def _under_two_labels(root, table):
+    """A ReadError for each file whose bytes stand under another label too; whole files are compared where needed."""
+    files = table.drop_duplicates("path")[["path", "label"]]
+    for key in (lambda file: file.stat().st_size, _beginning, sha256):
+        files = files.assign(key=[key(root / path) for path in files.path])
+        files = files[files.groupby("key").label.transform("nunique") > 1]
+        if files.empty:
+            return []
+    problems = []
+    for _, same in files.groupby("key", sort=False):
+        for path, label in zip(same.path, same.label, strict=True):
+            other = same[same.label != label].iloc[0]
+            problems.append(ReadError(root / path, f"is {label} here, and {other.label} as the same file {other.path}",
+                                      "Keep it under the label that is right"))
+    return problems
 
 
-def _dicom_patient(file):
-    if ct.sniff(file) != "dicom":
-        return ""
-    header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=["PatientID"])
-    name = str(header.get("PatientID") or "")
-    return f"dicom-{hashlib.sha256(name.encode()).hexdigest()[:12]}" if name else ""
+def _beginning(file):
+    with open(file, "rb") as stream:
+        return hashlib.sha256(stream.read(4096)).digest()
 
 
 def _visible_folders(folder):

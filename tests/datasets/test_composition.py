@@ -51,9 +51,9 @@ def test_each_set_gives_its_turn(root):
 
 
 def test_short_classes_and_own_viral_slices(root, monkeypatch):
-    for name in ("viral/p1/a.png", "viral/p2/b.png", "covid/p1/c.png"):
+    for grey, name in enumerate(("viral/p1/a.png", "viral/p2/b.png", "covid/p1/c.png")):
         (root / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8)).save(root / "folder" / name)
+        Image.new("L", (8, 8), grey).save(root / "folder" / name)
     monkeypatch.setattr(composition, "COUNTS", (6, 3, 4))
     manifest, classes, notes, _ = composition.load(root)
     assert classes == ("covid", "viral", "normal") and "cap" not in set(manifest.label)

@@ -1,5 +1,7 @@
 """The reader's own slices: class folders, parts, patients, volumes and a manifest."""
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pydicom
@@ -8,11 +10,31 @@ from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from covidlib import datasets
+from covidlib.datasets import folder, slices
 
 
-def write_image(path, seed=0):
+def write_image(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 9), np.uint8)).save(path, format="png")
+    pixels = np.random.default_rng(list(str(path).encode())).integers(0, 255, (9, 9), np.uint8)
+    Image.fromarray(pixels).save(path, format="png")
+
+
+def write_series(place, heights, axes=(1, 0, 0, 0, 1, 0), normal=(0, 0, 1), **tags):
+    """One file per height in millimetres along `normal`, in the order given."""
+    place.mkdir(parents=True)
+    series = pydicom.uid.generate_uid()
+    for number, height in enumerate(heights):
+        write_dicom(place / f"{number}.dcm", tags.get("PatientID", ""))
+        header = pydicom.dcmread(place / f"{number}.dcm")
+        header.SeriesInstanceUID, header.PixelSpacing = series, [0.7, 0.7]
+        header.ImagePositionPatient, header.ImageOrientationPatient = [height * n for n in normal], list(axes)
+        header.RescaleSlope, header.RescaleIntercept = 1, -1024
+        for keyword, value in tags.items():
+            if value is None:
+                del header[keyword]
+            else:
+                setattr(header, keyword, value)
+        header.save_as(place / f"{number}.dcm")
 
 
 def write_dicom(path, patient):
@@ -36,7 +58,7 @@ def test_class_folders(tmp_path):
     assert table.index.tolist() == names
     assert table.patient.tolist() == ["covid/P1", "covid/P1", "", ""]
     assert list(source.manifest) == datasets.COLUMNS and not source.official_split
-    assert "1 files cannot be read" in source.notes[0] and "normal/notes.txt" in source.notes[0]
+    assert "1 files are no images by their name" in source.notes[0] and not source.problems
 
 
 def test_parts_above_the_classes(tmp_path):
@@ -59,7 +81,8 @@ def test_volumes_become_slices(tmp_path):
     source = datasets.load("folder", tmp_path)
     volume = source.manifest[source.manifest.label == "covid"]
     assert volume.slice_index.tolist() == list(range(7)) and set(volume.patient) == {"covid/v.nii.gz"}
-    assert "7 slices come from volumes" in source.notes[0]
+    assert set(volume.slice_mm) == {1.0} and set(volume.spacing_mm) == {1.0}
+    assert source.manifest.slice_mm.isna().sum() == 1
 
 
 def test_loose_dicom_files_are_grouped_by_patient_without_naming_them(tmp_path):
@@ -82,41 +105,124 @@ def test_manifest_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, error, what",
+    "text, what",
     [
-        ("label\ncovid\n", ValueError, "needs columns path,label"),
-        ("path,label\n", ValueError, "at least one row"),
-        ("path,label\na.png,covid\nb.png,covid\n", ValueError, "at least two classes"),
-        ("path,label\na.png,covid\nb.png,\n", ValueError, "needs a label"),
-        ("path,label\na.png,covid\na.png,normal\n", ValueError, "listed once"),
-        ("path,label\na.png,covid\nx.png,normal\n", FileNotFoundError, "does not exist"),
-        ("path,label\na.png,covid\n../b.png,normal\n", ValueError, "stay inside data_root"),
-        ("path,label\na.png,covid\n/x.png,normal\n", ValueError, "stay inside data_root"),
-        ("path,label,split\na.png,covid,train\nb.png,normal,dev\n", ValueError, "Received: split='dev'"),
-        ("path,label,slice_index\na.png,covid,0\nb.png,normal,x\n", ValueError, "slice_index must be"),
+        ("label\ncovid\n", "needs columns path,label"),
+        ("path,label\n", "at least one row"),
+        ("path,label\na.png,covid\nb.png,covid\n", "at least two classes"),
+        ("path,label,split\na.png,covid,train\nb.png,normal,dev\n", "Received: split='dev'"),
+        ("path,label,slice_index\na.png,covid,0\nb.png,normal,x\n", "slice_index must be"),
     ],
 )
-def test_bad_manifests(tmp_path, text, error, what):
+def test_bad_manifests(tmp_path, text, what):
     for name in ("a.png", "b.png"):
         write_image(tmp_path / name)
     (tmp_path / "manifest.csv").write_text(text)
-    with pytest.raises(error, match=what):
+    with pytest.raises(ValueError, match=what):
         datasets.load("folder", tmp_path)
 
 
-def test_links_out_of_the_folder_are_refused(tmp_path):
+def test_every_bad_line_of_a_manifest_is_named(tmp_path):
+    root = tmp_path / "set"
+    for name in ("a.png", "b.png", "c.png", "d.png", "lungs.png", "both.png", "bare.png", "e.png"):
+        write_image(root / name)
+    write_image(tmp_path / "outside.png")
+    (root / "empty.png").touch()
+    (root / "page.png").write_text("<html>not found</html>")
+    lines = ["a.png,covid,lungs.png", "b.png,normal,", "c.png,covid,gone.png", "d.png,normal,../outside.png",
+             "both.png,covid,", "both.png,normal,", "bare.png,,", "x.png,covid,", "../outside.png,covid,",
+             "/etc/hostname,normal,", "empty.png,covid,", "page.png,viral,"]
+    (root / "manifest.csv").write_text("path,label,mask\n" + "\n".join(lines))
+    manifest, classes, _, problems = folder.load(root)
+    assert manifest.path.tolist() == ["a.png", "b.png"] and manifest["mask"].tolist() == ["lungs.png", ""]
+    assert classes == ("covid", "viral", "normal")  # viral has but one file, which is bad
+    said = "\n".join(map(str, problems))
+    for name, what in {"gone.png": "as a mask", "set/../outside.png": "as a mask", "both.png": "covid and normal",
+                       "bare.png": "no label", "x.png": "does not exist", "hostname": "outside data_root",
+                       "empty.png": "is empty", "page.png": "is not PNG"}.items():
+        assert any(name in line and what in line for line in said.splitlines()), (name, said)
+    assert len(problems) == 9
+    with pytest.raises(datasets.DataError, match="9 files cannot be used"):
+        datasets.load("folder", root)
+
+
+def test_every_bad_file_of_a_folder_is_named(tmp_path):
+    root = tmp_path / "set"
+    for name in ("covid/a.png", "covid/100% ü.png", "normal/b.png", "normal/c.png"):
+        write_image(root / name)
     write_image(tmp_path / "outside" / "secret.png")
-    for label in ("covid", "normal"):
-        write_image(tmp_path / "set" / label / "a.png")
-    (tmp_path / "set" / "covid" / "link.png").symlink_to(tmp_path / "outside" / "secret.png")
-    with pytest.raises(ValueError, match="stay inside data_root.*covid/link.png"):
-        datasets.load("folder", tmp_path / "set")
+    (root / "covid" / "link.png").symlink_to(tmp_path / "outside" / "secret.png")
+    (root / "covid" / "folder").symlink_to(tmp_path / "outside")
+    (root / "covid" / "empty.png").touch()
+    (root / "normal" / "page.jpg").write_text("<html>not found</html>")
+    (root / "normal" / "copy.jpg").write_bytes((root / "covid" / "a.png").read_bytes())
+    manifest, _, _, problems = folder.load(root)
+    assert manifest.path.tolist() == ["covid/100% ü.png", "normal/b.png", "normal/c.png"]
+    said = {problem.path.relative_to(root).as_posix() if problem.path.is_relative_to(root) else "": str(problem)
+            for problem in map(_with_path, problems)}
+    for name, what in {"covid/link.png": "leads out", "covid/folder": "leads out", "covid/empty.png": "is empty",
+                       "normal/page.jpg": "is not PNG", "covid/a.png": "covid here, and normal as the same file",
+                       "normal/copy.jpg": "normal here, and covid as the same file covid/a.png"}.items():
+        assert what in said.pop(name)
+    assert not said
+    source = datasets.load("folder", root, on_error="skip")
+    assert len(source.manifest) == 3 and len(source.problems) == 6
+
+
+def _with_path(problem):
+    problem.path = Path(problem.path)
+    return problem
+
+
+def test_dicom_series_are_ordered_and_what_is_not_in_them_is_named(tmp_path):
+    write_series(tmp_path / "covid" / "P1", [4, 0, 2, 10])
+    write_series(tmp_path / "covid" / "P1" / "scout", [4], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_series(tmp_path / "covid" / "P2", range(3), [1, 0, 0, 0, 0, -1], (0, 1, 0))
+    write_series(tmp_path / "normal" / "P1", [0, 0, 1], PatientID="Doe")
+    write_series(tmp_path / "normal" / "P2", [0], Modality="MR")
+    manifest, _, notes, problems = folder.load(tmp_path)
+    table = manifest.set_index("path")
+    places = table.slice_index.to_dict()
+    assert places == {"covid/P1/0.dcm": 2, "covid/P1/1.dcm": 0, "covid/P1/2.dcm": 1, "covid/P1/3.dcm": 3,
+                      "normal/P1/0.dcm": 0, "normal/P1/2.dcm": 1}
+    assert table.patient.unique().tolist() == ["covid/P1", "normal/P1"] and table.series.nunique() == 2
+    assert table.series.str.fullmatch("[0-9a-f]{12}").all() and table.slice_mm.iloc[0] == 2
+    assert any("6.0 mm between 0.dcm and 3.dcm" in note for note in notes)
+    said = {error.path.relative_to(tmp_path).as_posix(): error.what for error in problems}
+    assert "localiser" in said["covid/P1/scout/0.dcm"] and "3 slices that are not axial" in said["covid/P2/0.dcm"]
+    assert "at the place of 0.dcm" in said["normal/P1/1.dcm"] and "modality MR" in said["normal/P2/0.dcm"]
+    assert len(said) == 4
+
+
+def test_of_whole_scans_the_slices_with_lung_are_used(tmp_path, monkeypatch):
+    fractions = np.concatenate([np.zeros(10), np.full(25, 0.3), np.zeros(15)])
+    monkeypatch.setattr(slices.lungs, "lung_fraction", lambda image: fractions[image[0, 0] - 60])
+    body = np.zeros((6, 6, 50), np.float32)
+    body[:] = -1350 + (60 + np.arange(50)) * 1500 / 255  # seen as 60, 61, ...
+    for name, content in (("covid/a.nii", body), ("normal/b.nii", body), ("normal/c.nii", body[..., :19]),
+                          ("normal/d.nii", body[..., 36:].repeat(2, axis=2))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(content[::-1, ::-1], np.eye(4)), tmp_path / name)
+    (tmp_path / "covid" / "a.nii").write_bytes((tmp_path / "normal" / "b.nii").read_bytes() + b"x")
+    manifest, _, notes, problems = folder.load(tmp_path)
+    kept = manifest.groupby("path").slice_index.agg(["min", "max", "size"])
+    assert abs(kept.loc["covid/a.nii"] - [10, 34, 25]).max() <= 1 and kept.loc["normal/c.nii"].tolist() == [0, 18, 19]
+    assert "slices of volumes and series that show no lung" in notes[0]
+    assert "28 slices that shows no lung" in str(problems[0]) and "d.nii" in str(problems[0]) and len(problems) == 1
+
+
+def test_dicom_files_without_rescale_tags_are_noted(tmp_path):
+    write_series(tmp_path / "covid" / "P1", [0, 1], RescaleIntercept=None, RescaleSlope=None)
+    write_series(tmp_path / "normal" / "P1", [0, 1], PatientID="other")
+    notes = folder.load(tmp_path)[2]
+    assert len(notes) == 1 and "2 DICOM files have no rescale tags" in notes[0]
 
 
 def test_empty_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="no images of any class"):
         datasets.load("folder", tmp_path)
     write_image(tmp_path / "covid" / "a.png")
-    (tmp_path / "normal").mkdir()
-    with pytest.raises(FileNotFoundError, match="no images of normal. It should hold one folder"):
+    for name in ("normal", "viral"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match="no images of normal, viral. It should hold one folder"):
         datasets.load("folder", tmp_path)

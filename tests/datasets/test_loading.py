@@ -17,7 +17,7 @@ def root(tmp_path):
         for number in range(patients):
             (folder / label / f"P{number}").mkdir(parents=True)
             for k in range(3):
-                image = np.random.default_rng([number, k]).integers(0, 255, (9, 9), np.uint8)
+                image = np.random.default_rng([number, k, len(label)]).integers(0, 255, (9, 9), np.uint8)
                 Image.fromarray(image).save(folder / label / f"P{number}" / f"s {k}%.png")
     return folder
 

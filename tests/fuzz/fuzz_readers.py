@@ -49,8 +49,11 @@ def _damage(data, rng, others):
     for _ in range(rng.integers(1, 5)):
         if not data:
             break
-        end = min(len(data), 1024) if rng.random() < 0.6 else len(data)  # headers matter most
-        at, length = int(rng.integers(end)), int(2 ** rng.uniform(0, 9))
+        start, end = 0, len(data)
+        if rng.random() < 0.7:  # headers matter most, also that of an image compressed within a file
+            start = max(0, data.find((b"", b"\xff\xd8\xff", b"\xff\x4f\xff\x51")[rng.integers(3)]))
+            end = min(len(data), start + (300 if start else 1024))
+        at, length = int(rng.integers(start, end)), int(2 ** rng.uniform(0, 9))
         match rng.integers(7):
             case 0:
                 data[at] ^= 1 << rng.integers(8)

@@ -1,0 +1,115 @@
+"""From files to slices: DICOM series in order, volumes slice by slice, and of whole scans the part that shows lung."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+
+from covidlib import ct, lungs, volumes
+from covidlib.ct import ReadError
+from covidlib.datasets.covid_ct_md import LUNG_FRACTION
+from covidlib.formats import dicom, nifti, reading
+
+WHOLE = 20  # slices of a volume from which on nobody chose them by hand
+LOOKED_AT = 32  # slices of such a volume, evenly spread, whose lungs are measured
+
+
+def expand(root, table):
+    """(manifest with a row per slice, problems, notes) from a table of files (path, label, patient, split and more).
+
+    Slices of a DICOM series, all of one label and patient, are numbered from the feet up. `series` (a hash of its UID),
+    `spacing_mm` (in-plane) and `slice_mm` are added where they are known. A patient who is not named is a volume, or
+    the hash of a PatientID. Volumes and series of at least WHOLE slices keep those that show lung.
+    """
+    rows, problems, notes, groups, left_out = [], [], [], {}, 0
+    for row in table.to_dict("records"):
+        file = root / row["path"]
+        try:
+            if ct.sniff(file) == "dicom":
+                groups.setdefault((row["label"], row["patient"] or file.parent), {})[file] = row
+                continue
+            count = ct.count_slices(file)
+            if count > 1:
+                row["patient"] = row["patient"] or f"{row['label']}/{file.name}"
+            shown = _with_lung([(file, index) for index in range(count)])
+            left_out += count - len(shown)
+            rows += [{**row, **_nifti_spacing(file), "slice_index": index} for _, index in shown]
+        except ReadError as error:
+            problems.append(error)
+    without_hu = 0
+    for group in groups.values():
+        series, strays = volumes.group_series(group, together=False)
+        problems += strays
+        for one in series:
+            problems += one.problems
+            notes += one.notes
+            without_hu += sum(map(dicom.lacks_rescale, one.headers))
+            try:
+                shown = _series_rows(one, group)
+            except ReadError as error:
+                problems.append(error)
+                continue
+            left_out += sum(map(_frames, one.headers)) - len(shown)
+            rows += shown
+    if left_out:
+        notes.append(f"{left_out} slices of volumes and series that show no lung (less than {LUNG_FRACTION:.0%} of the "
+                     "body's cross-section) were left out.")
+    if without_hu:
+        notes.append(f"{without_hu} DICOM files have no rescale tags, so that their Hounsfield units are unknown: they "
+                     "are seen through their own range of values. Export them from the scanner's own DICOM.")
+    place = {path: n for n, path in enumerate(table.path)}
+    expanded = pd.DataFrame(rows, columns=list(table) + ["slice_index"] if not rows else None)
+    expanded = expanded.assign(place=expanded.path.map(place))
+    known = [name for name in ("series", "spacing_mm", "slice_mm") if name in expanded and expanded[name].notna().any()]
+    order = ["path", "label", "patient", "split", "slice_index", *known]
+    others = [name for name in table if name not in order]
+    return expanded.sort_values("place", kind="stable")[order + others], problems, notes
+
+
+def _series_rows(series, group):
+    if not series.axial:
+        raise ReadError(series.files[0], f"is the first of {len(series.files)} slices that are not axial",
+                        "Convert the series to one NIfTI file, which is read in any orientation")
+    slice_mm, row_mm, column_mm = series.spacing
+    facts = {"series": _short_hash(series.uid) if series.uid else None, "slice_mm": slice_mm,
+             "spacing_mm": row_mm if row_mm == column_mm else None}
+    slices, numbers, patients = [], [], []
+    for n, (file, header) in enumerate(zip(series.files, series.headers, strict=True)):
+        frames = _frames(header)
+        slices += [(file, index) for index in range(frames)]
+        numbers += [n] if frames == 1 else range(frames)
+        name = str(header.get("PatientID") or "")
+        loose = f"dicom-{_short_hash(name)}" if name else f"{group[file]['label']}/{file.name}" if frames > 1 else ""
+        patients += [group[file]["patient"] or loose] * frames
+    shown = set(_with_lung(slices)) if series.uid else set(slices)
+    return [{**group[one[0]], **facts, "patient": patient, "slice_index": number}
+            for one, number, patient in zip(slices, numbers, patients, strict=True) if one in shown]
+
+
+def _with_lung(slices):
+    """Those of (file, index) from the feet up that show lung, judged by LOOKED_AT of them; all of a small volume."""
+    if len(slices) < WHOLE:
+        return slices
+    looked_at = np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))
+    fractions = [lungs.lung_fraction(ct.read_slice(*slices[n])) for n in looked_at]
+    shown = volumes.lung_run(np.interp(np.arange(len(slices)), looked_at, fractions), LUNG_FRACTION)
+    if not shown.any():
+        raise ReadError(slices[0][0], f"begins a volume of {len(slices)} slices that shows no lung",
+                        "Leave it out, or list the slices to use in a manifest.csv with slice_index")
+    return [one for one, kept in zip(slices, shown, strict=True) if kept]
+
+
+def _nifti_spacing(file):
+    if ct.sniff(file) != "nifti":
+        return {}
+    with reading(file):
+        slice_mm, row_mm, column_mm = nifti.spacing(file)
+    return {"slice_mm": slice_mm, "spacing_mm": row_mm if np.isclose(row_mm, column_mm) else None}
+
+
+def _frames(header):
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _short_hash(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
