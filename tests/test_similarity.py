@@ -48,8 +48,8 @@ def test_pairs_and_groups():
     assert groups[0] == groups[11] and groups[3] == groups[7] and len(set(groups)) == 10
 
 
-@pytest.mark.parametrize("block", [7, 64, 1024])
-def test_nothing_is_lost_against_the_exhaustive_search(monkeypatch, block):
+@pytest.mark.parametrize(("block", "exact", "neighbours"), [(1024, 5000, 32), (64, 0, 32), (7, 0, 2)])
+def test_nothing_is_lost_against_the_exhaustive_search(monkeypatch, block, exact, neighbours):
     """Families of ever less similar pictures, so that many pairs lie close to the rule's edge."""
     rng = np.random.default_rng(3)
     images = []
@@ -60,6 +60,8 @@ def test_nothing_is_lost_against_the_exhaustive_search(monkeypatch, block):
     described = describe(images)
     expected = exhaustive(*described)
     monkeypatch.setattr(similarity, "_BLOCK", block)
+    monkeypatch.setattr(similarity, "_NEIGHBOURS", neighbours)
+    monkeypatch.setattr(similarity, "EXACT", exact)
     pairs = similarity.near_duplicates(*described)
     assert pairs[["a", "b"]].to_numpy().tolist() == expected and len(expected) > 100
 
@@ -75,7 +77,9 @@ def test_blank_pictures_match_nothing_and_few_are_no_error():
     assert pairs[["a", "b"]].to_numpy().tolist() == [[1, 3]]
 
 
-def test_all_pictures_the_same():
+@pytest.mark.parametrize("exact", [0, 5000])
+def test_all_pictures_the_same(monkeypatch, exact):
+    monkeypatch.setattr(similarity, "EXACT", exact)
     hashes, thumbnails = describe([picture(0)] * 60)
     assert len(similarity.near_duplicates(hashes, thumbnails)) == 60 * 59 / 2
 
