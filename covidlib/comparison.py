@@ -13,8 +13,9 @@ def table(runs, split="test", baseline=BASELINE, seed=0):
     """One row per variant from `runs` (list of runs.Run), the baseline first.
 
     Columns: variant, seeds; <measure>_mean and <measure>_sd over seeds (sd NaN for one seed) for accuracy,
-    balanced_accuracy, macro_f1 and auc; accuracy_low and accuracy_high (95 % interval over patients); difference, difference_low and difference_high: accuracy minus the
-    baseline's with a paired 95 % interval; parameters (of the network), seconds (mean of the training).
+    balanced_accuracy, macro_f1 and auc; accuracy_low and accuracy_high: 95 % interval over patients; difference,
+    difference_low and difference_high: accuracy minus the baseline's with a paired 95 % interval; parameters (of the
+    network), seconds (mean of the training).
 
     The interval resamples patients, or slices where no patient is known, and averages over the seeds at
     hand: it tells how the difference varies with the patients, not with further seeds. NaN without the

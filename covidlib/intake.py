@@ -180,19 +180,20 @@ def _masks(source):
 
 def _read(path, index, mask):
     picture = ct.read_slice(path, index)
+    body, lung = lungs.segment(picture)
     if mask is None:
-        return picture, lungs.lung_mask(picture)
+        return picture, body, lung
     known = lungs.read_mask(mask, index)
     if known.shape != picture.shape:
         raise ct.ReadError(mask, f"is a mask of {known.shape} pixels for a slice of {picture.shape}",
                            f"Give the mask of {path}")
-    return picture, known
+    return picture, body | known, known
 
 
 def see(path, slice_index, image_size, mask=None):
     """What the network sees of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
-    picture, lung = _read(path, slice_index, mask)
-    return harmonise.harmonise(picture, image_size, lung)[0]
+    picture, body, lung = _read(path, slice_index, mask)
+    return harmonise.harmonise(picture, image_size, lung, body)[0]
 
 
 def _see(path, index, mask, image_size):
@@ -206,11 +207,11 @@ def _see(path, index, mask, image_size):
 def _study(path, index, mask, image_size, asked):
     """(network's image, facts, thumbnail, features or None) of one slice, or the ReadError."""
     try:
-        picture, lung = _read(path, index, mask)
-        image, seen_lung = harmonise.harmonise(picture, image_size, lung)
+        picture, body, lung = _read(path, index, mask)
+        image, seen_lung = harmonise.harmonise(picture, image_size, lung, body)
         facts = [_checksum(path, Path(path).stat().st_mtime_ns), similarity.perceptual_hash(picture),
                  *shortcuts.file_facts(path), *picture.shape, float(lung.mean())]
-        seen = shortcuts.features(picture, lung, image, seen_lung) if asked else None
+        seen = shortcuts.features(picture, body, lung, image, seen_lung) if asked else None
         return image, facts, similarity.thumbnail(picture), seen
     except (ct.ReadError, FileNotFoundError) as error:
         return _as_read_error(path, error)

@@ -14,6 +14,12 @@ USUAL = 0.2  # share of the body from which on lungs are believed at once
 HAZE = 0.25  # of the way from Otsu's level to soft tissue: hazy lung is lung
 
 
+def segment(image):
+    """(body, lungs), bool (H, W) each, of a uint8 (H, W) slice in one go; see the module's docstring."""
+    body, lungs = body_and_lungs(image)
+    return _full(body, np.shape(image)), _full(lungs, np.shape(image))
+
+
 def body_mask(image):
     return _full(body_and_lungs(image)[0], np.shape(image))
 

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
-from covidlib import ct, lungs
+from covidlib import ct
 from covidlib.datasets import patient_or_file
 from covidlib.statistics import proportion_interval
 
@@ -35,21 +35,21 @@ def file_facts(path):
     return [path.suffix.lower(), container, mode, path.stat().st_size]
 
 
-def features(picture, lung, image, seen_lung):
+def features(picture, body, lung, image, seen_lung):
     """What the baselines see of a slice, "<view>/<name>" -> float32 (k,).
 
-    picture, lung: the slice as read and its lung mask, (H, W); image, seen_lung: the same harmonised, (S, S). As
-    read, the slice is only padded to a square and resized, as a plain pipeline would.
+    picture, body, lung: the slice as read and its masks, (H, W); image, seen_lung: the same harmonised, (S, S), black
+    outside the body. As read, the slice is only padded to a square and resized, as a plain pipeline would.
     """
-    size = len(image)
-    plain, plain_lung = ct.fit_square(picture, size), ct.fit_square(np.uint8(lung) * 255, size) > 127
-    views = {AS_READ: (plain, plain_lung), HARMONISED: (image, seen_lung)}
-    return {f"{view}/{name}": values.astype(np.float32)
-            for view, pair in views.items() for name, values in _view(*pair).items()}
+    plain, plain_body, plain_lung = (ct.fit_square(view, len(image))
+                                     for view in (picture, np.uint8(body) * 255, np.uint8(lung) * 255))
+    views = {AS_READ: (plain, plain_body > 127, plain_lung > 127), HARMONISED: (image, image > 0, seen_lung)}
+    return {f"{view}/{name}": np.asarray(values, np.float32)
+            for view, three in views.items() for name, values in _view(*three).items()}
 
 
-def _view(image, lung):
-    outside = _small(np.uint8(~lungs.body_mask(image)) * 255) > 127
+def _view(image, body, lung):
+    outside = _small(np.uint8(~body) * 255) > 127
     ring = np.ones((_SIDE, _SIDE), bool)
     ring[_RING:-_RING, _RING:-_RING] = False
     small = _small(image)
@@ -58,6 +58,7 @@ def _view(image, lung):
         "lungs blacked out": _small(np.where(ndimage.binary_dilation(lung, iterations=2), 0, image)).ravel(),
         "grey histogram": np.bincount(image.ravel() >> 4, minlength=16) / image.size,
         "sharpness": _spectrum(image),
+        "aspect": [np.ptp(np.flatnonzero((image > 8).any(axis))) if image.max() > 8 else 0 for axis in (0, 1)],
     }
 
 

@@ -64,17 +64,19 @@ def test_features_see_what_their_names_say():
     lung = np.zeros((64, 64), bool)
     lung[20:44, 12:28] = lung[20:44, 36:52] = True
     image[lung] = rng.integers(0, 60, lung.sum())
-    found = shortcuts.features(image, lung, image, lung)
+    found = shortcuts.features(image, image >= 0, lung, image, lung)
     assert {key.split("/")[0] for key in found} == {"as read", "harmonised"}
     other = image.copy()
     other[lung] = 30
-    changed = shortcuts.features(other, lung, other, lung)
+    changed = shortcuts.features(other, other >= 0, lung, other, lung)
     same = "as read/lungs blacked out"
     assert np.array_equal(found[same], changed[same])
     assert not np.array_equal(found["as read/grey histogram"], changed["as read/grey histogram"])
     blurred = np.asarray(Image.fromarray(image).resize((16, 16)).resize((64, 64)))
-    assert (shortcuts.features(blurred, lung, blurred, lung)["as read/sharpness"][-3:]
-            < found["as read/sharpness"][-3:]).all()
+    dull = shortcuts.features(blurred, blurred >= 0, lung, blurred, lung)
+    assert (dull["as read/sharpness"][-3:] < found["as read/sharpness"][-3:]).all()
+    wide = shortcuts.features(image[:32], image[:32] >= 0, lung[:32], image, lung)
+    assert wide["as read/aspect"].tolist() == [63, 31] and wide["harmonised/aspect"].tolist() == [63, 63]
 
 
 @pytest.mark.parametrize("kind, container, mode", [("png", "png", "L"), ("jpg", "jpeg", "RGB"), ("tif", "tiff", "L")])

@@ -1,0 +1,72 @@
+"""The network's view says nothing of the file: scale, margins, window and resolution go, the anatomy stays."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covidlib import ct, harmonise
+from covidlib.datasets import phantom
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module", params=range(3))
+def slice_of(request):
+    return ct.apply_window(phantom.render("normal", np.random.default_rng(request.param)).hu)
+
+
+def alike(a, b):
+    return np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+
+
+def resized(image, factor, resample=Image.Resampling.BICUBIC):
+    size = [round(side * factor) for side in image.shape[::-1]]
+    return np.asarray(Image.fromarray(image).resize(size, resample))
+
+
+@pytest.mark.parametrize("change", [
+    lambda image: resized(image, 2.5), lambda image: resized(image, 0.6, Image.Resampling.BOX),
+    lambda image: np.pad(image, ((0, 0), (120, 30))), lambda image: np.pad(image, ((50, 10), (0, 0))),
+    lambda image: np.pad(image, 20, constant_values=255), lambda image: np.uint8(image * 0.7 + 30),
+], ids=["enlarged", "reduced", "padded sideways", "padded above", "on a white page", "another window"])
+def test_the_same_body_gives_the_same_picture(slice_of, change):
+    before, lungs_before = harmonise.harmonise(slice_of, SIZE)
+    after, lungs_after = harmonise.harmonise(change(slice_of), SIZE)
+    assert alike(before, after) > 0.95
+    assert abs(before.mean() - after.mean()) < 12
+    union, both = (lungs_before | lungs_after).sum(), (lungs_before & lungs_after).sum()
+    assert both > 0.85 * union
+
+
+def test_the_body_fills_the_square_on_black(slice_of):
+    image, lungs = harmonise.harmonise(slice_of, SIZE)
+    assert image.shape == lungs.shape == (SIZE, SIZE) and image.dtype == np.uint8 and lungs.dtype == bool
+    columns = np.flatnonzero((image > 20).any(0))
+    assert columns[0] <= 2 and columns[-1] >= SIZE - 3
+    assert image[:4, :4].max() == 0 and image.max() > 240
+    assert image[lungs].mean() < image[(image > 0) & ~lungs].mean() - 60
+
+
+def test_masks_that_are_given_are_used(slice_of):
+    body = np.zeros(slice_of.shape, bool)
+    body[40:140, 60:160] = True
+    lungs = body & (np.arange(256) < 110)
+    image, seen = harmonise.harmonise(slice_of, SIZE, lungs, body)
+    assert seen[:, : SIZE // 2 - 2].all() and not seen[:, SIZE // 2 + 2 :].any()
+    assert alike(image, ct.fit_square(slice_of[40:140, 60:160], SIZE)) > 0.95
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((64, 64), np.uint8), np.full((40, 90), 255, np.uint8), np.full((1, 1), 7, np.uint8),
+    np.arange(800, dtype=np.uint8).reshape(2, 400), np.random.default_rng(0).integers(0, 255, (90, 30), np.uint8),
+], ids=["black", "white", "one pixel", "a strip", "noise"])
+def test_what_is_no_slice_is_no_error(image):
+    seen, lungs = harmonise.harmonise(image, 32)
+    assert seen.shape == (32, 32) and lungs.shape == (32, 32)
+
+
+def test_wrong_shapes_are_named(slice_of):
+    with pytest.raises(ValueError, match=r"image's shape \(256, 256\)"):
+        harmonise.harmonise(slice_of, SIZE, np.zeros((9, 9), bool))
+    with pytest.raises(ValueError, match="Received: size=0"):
+        harmonise.harmonise(slice_of, 0)
