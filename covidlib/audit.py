@@ -14,6 +14,7 @@ import pandas as pd
 from covidlib import shortcuts, similarity
 from covidlib.files import write_atomically
 
+TELLING = 0.7  # an AUC worth a warning where classes are so uneven that accuracy shows nothing
 TABLES = ("leaks", "conflicts", "duplicates", "shortcuts")
 _EXAMPLES = 3
 _ACCURACY = ["variant", "accuracy_mean", "accuracy_low", "accuracy_high"]
@@ -142,7 +143,7 @@ def _warn_of_shortcuts(measured):
     warnings = []
     for protocol, table in measured.groupby("protocol", sort=False):
         floor = table.accuracy[table.baseline == "majority class"].max()
-        better = table[table.low > floor].sort_values("accuracy", ascending=False)
+        better = table[(table.low > floor) | (table.auc >= TELLING)].sort_values("auc", ascending=False)
         if len(better):
             named = "; ".join(f"{row.baseline}, {row.seen}: {row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}, AUC "
                               f"{row.auc:.2f})" for row in better.itertuples())
