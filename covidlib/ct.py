@@ -17,7 +17,7 @@ from covidlib.formats import AGAIN, NotASlice, ReadError, dicom, nifti, pictures
 from covidlib.formats.dicom import AIR
 
 __all__ = ["AIR", "FORMATS", "LUNG_WINDOW", "NotASlice", "ReadError", "apply_window", "count_slices", "fit_square",
-           "read_hu", "read_slice", "read_volume", "reader_version", "sniff"]
+           "read_hu", "read_slice", "reader_version", "sniff"]
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
 FORMATS = "PNG, JPEG, TIFF, DICOM or NIfTI"
 _MAGIC = {
@@ -79,13 +79,6 @@ def read_hu(path, slice_index=0):
         raise ReadError(path, "holds grey values, not Hounsfield units (no rescale tags, or no negative values)",
                         "Use read_slice, or export it from the scanner's own DICOM")
     return values
-
-
-def read_volume(path):
-    """See volumes.read_volume."""
-    from covidlib import volumes
-
-    return volumes.read_volume(path)
 
 
 def count_slices(path):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 
-from covidlib import ct, volumes
+from covidlib import ct, formats, volumes
 
 RAMP = np.arange(40 * 48, dtype=np.uint16).reshape(40, 48)
 
@@ -300,6 +300,22 @@ def test_pictures_that_unpack_to_too_much(tmp_path, side):
     Image.new("1", (side, 4097 if side == 4097 else 20000)).save(tmp_path / "a.png")
     with pytest.raises(ct.ReadError, match="is too large .*. Scale it down"):
         ct.read_slice(tmp_path / "a.png")
+
+
+def test_jpegs_of_endless_scans_and_tiffs_of_endless_pages(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    Image.fromarray(RAMP.astype(np.uint8)).convert("RGB").save(buffer, "jpeg", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(data[:last] + data[last:-2] * 200 + b"\xff\xd9")
+    with pytest.raises(ct.ReadError, match="scans in one JPEG"):
+        ct.read_slice(tmp_path / "a.jpg")
+    page = Image.fromarray(np.zeros((1, 1), np.uint8))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 30)
+    for module in (formats, formats.pictures):
+        monkeypatch.setattr(module, "MAX_SLICES", 20)
+    with pytest.raises(ct.ReadError, match="21 slices, at most 20"):
+        ct.count_slices(tmp_path / "a.tif")
 
 
 def test_volumes_that_unpack_to_too_much(tmp_path):

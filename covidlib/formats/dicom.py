@@ -14,12 +14,14 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from covidlib.formats import AGAIN, MAX_BYTES, NotASlice, ReadError, check_index, check_size, held
-from covidlib.formats.jpeg import stated_size
+from covidlib.formats.jpeg import check_scans, stated_size
 
 AIR = -1024.0
+MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
 _NO_SLICE = {"LOCALIZER": "a localiser", "SCOUT": "a localiser", "TOPOGRAM": "a localiser",
              "SCREEN SAVE": "a screenshot"}
 
@@ -157,7 +159,11 @@ def _pixels(found, path, index):
         raise ReadError(path, f"is compressed as {syntax.name} ({syntax}), which is not read here ({missing})",
                         "Decompress it first, for instance with gdcmconv --raw or dcmdjpeg")
     if syntax.is_encapsulated:
-        stated = stated_size(get_frame(found.PixelData, index, number_of_frames=_frames(found, path)))
+        frame = get_frame(found.PixelData, index, number_of_frames=_frames(found, path))
+        check_scans(frame, path)
+        if syntax == RLELossless and len(frame) > MAX_RLE:
+            raise ReadError(path, f"is too large ({len(frame)} bytes of runs in a frame)", "Decompress it first")
+        stated = stated_size(frame)
         if stated and stated != (found.Rows, found.Columns):
             raise ReadError(path, f"is damaged (its compressed image is {stated[1]}x{stated[0]} pixels, in its header "
                             f"{found.Columns}x{found.Rows})", AGAIN)

@@ -1,7 +1,12 @@
 """What a JPEG, JPEG-LS or JPEG 2000 stream says of its size (ITU-T T.81 annex B, T.800 annex A).
 
-Native decoders allocate what the stream asks for; a damaged one may ask for gigabytes.
+Native decoders allocate what the stream asks for, and pass over the whole image for each of its scans: a damaged one
+may ask for gigabytes or for minutes.
 """
+
+from covidlib.formats import AGAIN, ReadError
+
+MAX_SCANS = 100
 
 _SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
@@ -25,3 +30,10 @@ def stated_size(data):
             return int.from_bytes(data[at + 5:at + 7]), int.from_bytes(data[at + 7:at + 9])
         at += 1 if marker == 0xFF else 2 if marker in _BARE else 2 + int.from_bytes(data[at + 2:at + 4])
     return None
+
+
+def check_scans(data, path):
+    """ReadError for a JPEG of more than MAX_SCANS scans; progressive ones have about ten."""
+    scans = data.count(b"\xff\xda")
+    if data.startswith(b"\xff\xd8") and scans > MAX_SCANS:
+        raise ReadError(path, f"is damaged ({scans} scans in one JPEG image)", AGAIN)

@@ -1,9 +1,12 @@
 """PNG, JPEG and TIFF, as grey values without Hounsfield units."""
 
+from contextlib import suppress
+
 import numpy as np
 from PIL import Image, ImageChops
 
-from covidlib.formats import AGAIN, NotASlice, ReadError, check_index, check_size
+from covidlib.formats import AGAIN, MAX_BYTES, MAX_SLICES, NotASlice, ReadError, check_index, check_size
+from covidlib.formats.jpeg import check_scans
 
 # Of the 746 pictures of COVID-CT the most coloured (arrows, tinted scans) shows 9 % of its pixels with channels
 # further apart than 30.
@@ -15,7 +18,7 @@ _TIFF_PHOTOMETRIC, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 262, 322, 323
 def count(path):
     """Pages of a TIFF; 1 for other pictures."""
     with _open(path) as image:
-        pages = getattr(image, "n_frames", 1)
+        pages = _pages(image)
         check_size(path, image.height, image.width, pages)
         return pages
 
@@ -23,8 +26,11 @@ def count(path):
 def read(path, slice_index):
     """(values (H, W), False, None): uint8, or the stored type of pictures of more than 8 bits."""
     with _open(path) as image:
-        image.seek(check_index(path, slice_index, getattr(image, "n_frames", 1)))
+        if slice_index:
+            image.seek(check_index(path, slice_index, _pages(image)))
         check_size(path, image.height, image.width)
+        if image.format == "JPEG":
+            check_scans(path.read_bytes(), path)
         tags = getattr(image, "tag_v2", {})
         check_size(path, tags.get(_TIFF_TILE_LENGTH, 1), tags.get(_TIFF_TILE_WIDTH, 1))
         image.load()
@@ -44,7 +50,21 @@ def read(path, slice_index):
         return values, False, None
 
 
+def _pages(image):
+    """At most one more than may be read: a small TIFF can hold millions."""
+    pages = 1
+    if image.format == "TIFF":
+        with suppress(EOFError):
+            while pages <= MAX_SLICES:
+                image.seek(pages)
+                pages += 1
+        image.seek(0)
+    return pages
+
+
 def _open(path):
+    if path.stat().st_size > MAX_BYTES:
+        raise ReadError(path, f"is too large (at most {MAX_BYTES >> 20} MiB are read)", "Split it or scale it down")
     try:
         return Image.open(path, formats=("PNG", "JPEG", "TIFF"))
     except Image.DecompressionBombError as error:
