@@ -3,7 +3,7 @@
     python benchmarks/intake.py cache manifest steps     # each in a process of its own; minutes on 2 cores
 
 Appends to benchmarks/results/intake_cpu.csv: what, quantity, value, unit, date. Peak memory is the resident set's of
-the measuring process (its workers beside it), above what imports took.
+the measuring process (without its workers), above what imports took.
 """
 
 import csv
@@ -24,8 +24,8 @@ SLICES, SIDE, ROWS, IMAGE_SIZE = 3000, 512, 200_000, 96
 
 
 def peak():
-    """Highest resident set so far, MiB, of this process and of the largest of its children."""
-    return tuple(resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Highest resident set of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def cache(folder):
@@ -43,17 +43,16 @@ def cache(folder):
                              "patient": [str(n // 6) for n in range(SLICES)], "source": "", "split": "",
                              "slice_index": 0})
     source = datasets.Source(manifest, phantom.CLASSES, folder, "bench")
-    before, start = peak()[0], time.perf_counter()
+    before, start = peak(), time.perf_counter()
     intake.load_images(source, IMAGE_SIZE, folder / "cache")
     yield "decode and harmonise once", time.perf_counter() - start, "s"
-    yield "peak memory above imports", peak()[0] - before, "MiB"
+    yield "peak memory above imports", peak() - before, "MiB"
     start = time.perf_counter()
     source, _ = intake.take_in(source, IMAGE_SIZE, folder / "cache2")
     yield "the same with what the audit needs", time.perf_counter() - start, "s"
     start = time.perf_counter()
     intake.load_images(source, IMAGE_SIZE, folder / "cache2")
     yield "open again", time.perf_counter() - start, "s"
-    yield "peak memory of a worker", peak()[1], "MiB"
 
 
 def manifest(folder):
@@ -66,7 +65,7 @@ def manifest(folder):
                           "label": np.array(["covid", "cap", "normal"])[patient % 3],
                           "patient": patient.astype(str), "source": "bench", "split": "", "slice_index": 0,
                           "sha256": [f"{n % (ROWS - 50):064x}" for n in range(ROWS)]})
-    before, start = peak()[0], time.perf_counter()
+    before, start = peak(), time.perf_counter()
     table, _ = splits.assign(table, 0)
     yield "split by patient", time.perf_counter() - start, "s"
     start = time.perf_counter()
@@ -75,7 +74,7 @@ def manifest(folder):
     start = time.perf_counter()
     audit.find_leaks(table)
     yield "audit of the metadata", time.perf_counter() - start, "s"
-    yield "peak memory of these above imports", peak()[0] - before, "MiB"
+    yield "peak memory of these above imports", peak() - before, "MiB"
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (ROWS, IMAGE_SIZE, IMAGE_SIZE))
     images[:] = np.random.default_rng(1).integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     images.flush()
