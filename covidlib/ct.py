@@ -6,18 +6,16 @@ or signed pixels (slope 1 and intercept 0 where the header gives none) and NIfTI
 values. Anything else is a picture of grey values, for which no HU are invented.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from covidlib import formats
 from covidlib.formats import AGAIN, NotASlice, ReadError, dicom, nifti, pictures, reading
 from covidlib.formats.dicom import AIR
 
 __all__ = ["AIR", "FORMATS", "LUNG_WINDOW", "NotASlice", "ReadError", "apply_window", "count_slices", "fit_square",
-           "read_hu", "read_slice", "reader_version", "sniff"]
+           "read_hu", "read_slice", "sniff"]
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
 FORMATS = "PNG, JPEG, TIFF, DICOM or NIfTI"
 _MAGIC = {
@@ -86,12 +84,6 @@ def count_slices(path):
     reader = _READERS.get(sniff(path), pictures)
     with reading(path):
         return reader.count(Path(path))
-
-
-def reader_version():
-    """16 hexadecimal digits that change with the code that reads slices: for caches of what it read."""
-    files = [Path(__file__), *sorted(Path(formats.__file__).parent.glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def apply_window(hu, window=LUNG_WINDOW):

@@ -463,7 +463,3 @@ def test_compressed_frames_of_another_size_than_the_header(tmp_path):
             else:
                 with pytest.raises(ct.ReadError, match="compressed image is 64x64 pixels, in its header 64x32"):
                     ct.read_hu(path)
-
-
-def test_reader_version_is_short_and_stable():
-    assert ct.reader_version() == ct.reader_version() and len(ct.reader_version()) == 16
