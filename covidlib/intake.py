@@ -192,8 +192,8 @@ def _read(path, index, mask):
 
 def see(path, slice_index, image_size, mask=None):
     """What the network sees of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
-    picture, body, lung = _read(path, slice_index, mask)
-    return harmonise.harmonise(picture, image_size, lung, body)[0]
+    picture, _, lung = _read(path, slice_index, mask)
+    return harmonise.harmonise(picture, image_size, lung)[0]
 
 
 def _see(path, index, mask, image_size):
@@ -208,7 +208,7 @@ def _study(path, index, mask, image_size, asked):
     """(network's image, facts, thumbnail, features or None) of one slice, or the ReadError."""
     try:
         picture, body, lung = _read(path, index, mask)
-        image, seen_lung = harmonise.harmonise(picture, image_size, lung, body)
+        image, seen_lung = harmonise.harmonise(picture, image_size, lung)
         facts = [_checksum(path, Path(path).stat().st_mtime_ns), similarity.perceptual_hash(picture),
                  *shortcuts.file_facts(path), *picture.shape, float(lung.mean())]
         seen = shortcuts.features(picture, body, lung, image, seen_lung) if asked else None

@@ -1,9 +1,25 @@
-"""Body and lungs of one chest slice, by classical image processing."""
+"""Body and lungs of one chest slice, by classical image processing: a mask to black out or to crop by.
+
+Otsu's level (https://doi.org/10.1109/TSMC.1979.4310076) parts air from tissue; air joined to a corner is
+background, and of the rest large regions with chest wall below them are lungs, without trachea, bowel gas as dark
+as the air outside, and table. Small bays at the rib cage are closed, so that vessels and most consolidations belong
+to the lung. White page margins are no body. All work is done at SIDE pixels: 13 ms for a 512 x 512 slice.
+
+Dice on 300 phantoms (100 of each class, seed 7): mean .980, median .983, 5th percentile .960, least .86. By eye, of
+70 random slices each, good / partial / failed: SARS-CoV-2 CT 69 / 1 / 0; COVID-CT 61 / 9 / 0; COVID-CT-MD 50 / 5 / 0
+of the 55 that show lung, and 3 of the 15 without had gas of the bowel taken for it.
+
+Where it fails: lungs dense throughout or a whole lobe (white-out, effusion) are cut to what is still dark, 10 of
+746 COVID-CT pictures to less than 3 % of the body on one side; lungs in a soft tissue window lose consolidations;
+narrow crescents beside the liver lose a side; gas in stomach or colon counts as lung where no air outside shows how
+dark air is; the main bronchi go with the lung; a convex stretch of chest wall may come along where a bay is closed.
+It is no measure of disease and no segmentation for diagnosis.
+"""
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, QhullError
 from skimage.filters import threshold_otsu
 from skimage.measure import regionprops
 
@@ -15,25 +31,32 @@ HAZE = 0.25  # of the way from Otsu's level to soft tissue: hazy lung is lung
 
 
 def segment(image):
-    """(body, lungs), bool (H, W) each, of a uint8 (H, W) slice in one go; see the module's docstring."""
-    body, lungs = body_and_lungs(image)
+    """(body, lungs), bool (H, W) each, of a uint8 (H, W) slice: of the lung window or any picture of one.
+
+    Both are empty where nothing is found. ValueError for another kind of array.
+    """
+    body, lungs = _at_working_size(image)
     return _full(body, np.shape(image)), _full(lungs, np.shape(image))
 
 
 def body_mask(image):
-    return _full(body_and_lungs(image)[0], np.shape(image))
+    """bool (H, W): the body of a uint8 (H, W) slice, the whole picture where it was cut inside the body."""
+    return _full(_at_working_size(image)[0], np.shape(image))
 
 
 def lung_mask(image):
-    return _full(body_and_lungs(image)[1], np.shape(image))
+    """bool (H, W): the lungs of a uint8 (H, W) slice, empty where none is found."""
+    return _full(_at_working_size(image)[1], np.shape(image))
 
 
 def lung_fraction(image):
-    body, lungs = body_and_lungs(image)
+    """Share of the body's cross-section that is lung, 0 where there is none (a cropped body counts as cropped)."""
+    body, lungs = _at_working_size(image)
     return float(lungs.sum() / max(1, body.sum()))
 
 
 def read_mask(path, slice_index=0):
+    """bool (H, W): a mask drawn elsewhere, in any format of ct.read_slice; above 0 is lung. Raises ct.ReadError."""
     return ct.read_slice(path, slice_index, window=None) > 0
 
 
@@ -42,7 +65,7 @@ def _full(mask, shape):
     return np.asarray(picture) > 127
 
 
-def page(image):
+def _page(image):
     """Slices (rows, columns) of the picture without white margins."""
     height, width = image.shape
     white = image >= 240
@@ -67,15 +90,15 @@ def _trim(share, start, stop):
     return begin, end
 
 
-def body_and_lungs(image):
-    """(body, lungs), bool at working size."""
+def _at_working_size(image):
+    """(body, lungs), bool, reduced or enlarged to SIDE."""
     image = np.asarray(image)
     if image.ndim != 2 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"image must be uint8 (H, W). Received: {image.dtype} {image.shape}")
     height, width = image.shape
     scale = SIDE / max(height, width)
     shape = max(1, round(height * scale)), max(1, round(width * scale))
-    rows, columns = page(image)
+    rows, columns = _page(image)
     inner = tuple(slice(round(s.start * n / o), max(round(s.start * n / o) + 1, round(s.stop * n / o)))
                   for s, n, o in zip((rows, columns), shape, image.shape, strict=True))
     size = inner[1].stop - inner[1].start, inner[0].stop - inner[0].start
@@ -163,13 +186,13 @@ def _fill(lungs, body):
     box = ndimage.find_objects(lungs.astype(np.uint8))[0]
     inner = lungs[box]
     width = inner.shape[1]
-    cage = _hull(inner)
+    cage = hull(inner)
     rim = cage & ~ndimage.binary_erosion(cage, iterations=4)
     filled = inner.copy()
     for side in (slice(width // 2), slice(width // 2, None)):
         half = np.zeros_like(inner)
         half[:, side] = inner[:, side]
-        labels, _ = ndimage.label(_hull(half) & ~half)
+        labels, _ = ndimage.label(hull(half) & ~half)
         for bay in regionprops(labels):
             if bay.area < 20:  # left to closing
                 continue
@@ -183,13 +206,19 @@ def _fill(lungs, body):
     return lungs & body
 
 
-def _hull(mask):
-    picture = Image.new("1", mask.shape[::-1])
-    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))[:, ::-1]
-    if len(edge) < 3 or min(np.ptp(edge, axis=0)) == 0:
+def hull(mask):
+    """bool (H, W): the convex hull of a mask (H, W); a mask on one line is returned as it is."""
+    rows = np.flatnonzero(mask.any(1))
+    first, last = mask[rows].argmax(1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
+    edge = np.concatenate([np.stack([first, rows], 1), np.stack([last, rows], 1)])
+    if not len(edge) or min(np.ptp(edge, axis=0)) == 0:
         return mask
-    corners = edge[ConvexHull(edge).vertices]
-    ImageDraw.Draw(picture).polygon([tuple(map(float, p)) for p in corners], fill=1, outline=1)
+    try:
+        corners = edge[ConvexHull(edge).vertices]
+    except QhullError:
+        return mask
+    picture = Image.new("1", mask.shape[::-1])
+    ImageDraw.Draw(picture).polygon([tuple(map(float, corner)) for corner in corners], fill=1, outline=1)
     return np.asarray(picture)
 
 
@@ -227,10 +256,3 @@ def _background(dark):
         if not (inside and np.ptp(x) < 0.65 * width and len(y) > 0.06 * dark.size and len(y) > 0.5 * box):
             chosen |= part
     return ndimage.binary_dilation(chosen, iterations=2, mask=dark) if chosen.any() else chosen
-
-
-def _largest(mask):
-    labels, count = ndimage.label(mask)
-    if not count:
-        return mask
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])

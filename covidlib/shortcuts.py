@@ -39,7 +39,7 @@ def features(picture, body, lung, image, seen_lung):
     """What the baselines see of a slice, "<view>/<name>" -> float32 (k,).
 
     picture, body, lung: the slice as read and its masks, (H, W); image, seen_lung: the same harmonised, (S, S), black
-    outside the body. As read, the slice is only padded to a square and resized, as a plain pipeline would.
+    outside what is kept. As read, the slice is only padded to a square and resized, as a plain pipeline would.
     """
     plain, plain_body, plain_lung = (ct.fit_square(view, len(image))
                                      for view in (picture, np.uint8(body) * 255, np.uint8(lung) * 255))

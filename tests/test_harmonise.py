@@ -38,22 +38,30 @@ def test_the_same_body_gives_the_same_picture(slice_of, change):
     assert both > 0.85 * union
 
 
-def test_the_body_fills_the_square_on_black(slice_of):
+def test_lungs_and_what_lies_between_them_fill_the_square_on_black(slice_of):
     image, lungs = harmonise.harmonise(slice_of, SIZE)
     assert image.shape == lungs.shape == (SIZE, SIZE) and image.dtype == np.uint8 and lungs.dtype == bool
     columns = np.flatnonzero((image > 20).any(0))
-    assert columns[0] <= 2 and columns[-1] >= SIZE - 3
-    assert image[:4, :4].max() == 0 and image.max() > 240
-    assert image[lungs].mean() < image[(image > 0) & ~lungs].mean() - 60
+    assert columns[0] <= harmonise.RIM + 2 and columns[-1] >= SIZE - harmonise.RIM - 3
+    assert image[:3].max() < 20 and image[:, :3].max() < 20
+    between = image[(image > 0) & ~lungs]
+    assert np.median(between) > 240 and image[lungs].mean() < 160
 
 
-def test_masks_that_are_given_are_used(slice_of):
-    body = np.zeros(slice_of.shape, bool)
-    body[40:140, 60:160] = True
-    lungs = body & (np.arange(256) < 110)
-    image, seen = harmonise.harmonise(slice_of, SIZE, lungs, body)
-    assert seen[:, : SIZE // 2 - 2].all() and not seen[:, SIZE // 2 + 2 :].any()
-    assert alike(image, ct.fit_square(slice_of[40:140, 60:160], SIZE)) > 0.95
+def test_a_mask_that_is_given_is_used(slice_of):
+    lungs = np.zeros(slice_of.shape, bool)
+    lungs[60:140, 60:100] = lungs[60:140, 120:160] = True
+    image, seen = harmonise.harmonise(slice_of, SIZE, lungs)
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    assert abs(np.ptp(columns) / np.ptp(rows) - 100 / 80) < 0.06
+    assert not seen[:, SIZE // 2 - 4 : SIZE // 2 + 4].any() and image[SIZE // 2, SIZE // 2] > 0
+
+
+def test_without_lungs_the_body_is_kept():
+    y, x = np.mgrid[-64:64, -64:64]
+    liver = np.uint8(220 * ((x / 55) ** 2 + (y / 40) ** 2 < 1))
+    image, lungs = harmonise.harmonise(liver, SIZE)
+    assert not lungs.any() and image[SIZE // 2, SIZE // 2] >= 200 and image[2, 2] == 0
 
 
 @pytest.mark.parametrize("image", [
