@@ -89,6 +89,15 @@ def test_one_uid_for_several_slices(tmp_path):
     assert series.files == files[:1] and "is 0.dcm again" in series.problems[0].what
 
 
+def test_a_damaged_number_is_said_of_its_file(tmp_path):
+    files = write_series(tmp_path, [0, 2, 4])
+    data = files[1].read_bytes()
+    files[1].write_bytes(data.replace(b"1.0\\0.0\\0.0", b"1.0\\x.0\\0.0"))
+    assert files[1].read_bytes() != data
+    (series,), strays = volumes.group_series(files)
+    assert series.files == files[::2] and "1.dcm: is damaged" in str(strays[0])
+
+
 def test_gaps_are_noted_and_localisers_passed_over(tmp_path):
     files = write_series(tmp_path, [0, 2, 4, 10, 12])
     scout = write_series(tmp_path / "scout", [9], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])

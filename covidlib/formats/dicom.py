@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 from pydicom.encaps import get_frame
 from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     UID,
@@ -68,7 +69,7 @@ def check_slice(found, path):
     is_ct = modality == "CT" if modality else "CT" in storage or "Capture" in storage or not storage
     if not is_ct:
         raise NotASlice(path, f"is not a CT slice (modality {modality or storage})", "Leave it out")
-    kinds = {str(kind).upper() for kind in np.atleast_1d(found.get("ImageType") or [])}
+    kinds = {str(kind)[:16].upper() for kind in _listed(found.get("ImageType"))}
     for kind in sorted(kinds & set(_NO_SLICE)):
         raise NotASlice(path, f"is {_NO_SLICE[kind]}, not a slice (ImageType {kind})", "Leave it out")
     if found.get("SamplesPerPixel", 1) != 1:
@@ -84,7 +85,8 @@ def place(found, index=0):
                      ("PlaneOrientationSequence", "ImageOrientationPatient")))
     if origin is None or axes is None or len(origin) != 3 or len(axes) != 6:
         return None
-    return np.array(origin, float), np.array(axes, float)
+    found_place = np.array(origin, float), np.array(axes, float)
+    return found_place if all(np.isfinite(part).all() for part in found_place) else None
 
 
 def pixel_spacing(found):
@@ -214,6 +216,10 @@ def _padding(found, stored):
 
 def _windows(found):
     """The file's own windows: [(centre, width)]."""
-    listed = [np.atleast_1d(found.get(name) if found.get(name) not in (None, "") else [])
-              for name in ("WindowCenter", "WindowWidth")]
-    return [(float(centre), float(width)) for centre, width in zip(*listed, strict=False) if width > 0]
+    pairs = zip(_listed(found.get("WindowCenter")), _listed(found.get("WindowWidth")), strict=False)
+    return [(float(centre), float(width)) for centre, width in pairs if width > 0]
+
+
+def _listed(value):
+    """The values of an element that may hold none, one or many."""
+    return [] if value in (None, "") else list(value) if isinstance(value, MultiValue) else [value]
