@@ -141,7 +141,7 @@ def check_disjoint(manifest):
         shown = "; ".join(f"{key} in {' and '.join(sorted(found))}" for key, found in leaks.head(5).items())
         raise ValueError(f"{len(leaks)} patients lie in more than one part of the split: {shown}"
                          f"{'; ...' if len(leaks) > 5 else ''}. Put all slices of a patient into one part, "
-                         "or deal out a split anew (fold=1 to 5 in notebook 00_data).")
+                         "or deal out a split anew (fold=0 to 4 in notebook 00_data).")
 
 
 def _groups(manifest):
