@@ -64,7 +64,7 @@ def group_series(files, together=True):
             with reading(file):
                 header = dicom.header(file, _TAGS)
                 dicom.check_slice(header, file)
-                _ = _order("", [(file, header)]).spacing  # a damaged number shows itself here, with its file
+                list(header), _order("", [(file, header)]).spacing  # what is damaged shows itself here, with its file
             uid = str(header.get("SeriesInstanceUID") or "")
             groups.setdefault((uid, None if uid or together else file), []).append((file, header))
         except ReadError as error:

@@ -94,8 +94,10 @@ def test_a_damaged_number_is_said_of_its_file(tmp_path):
     data = files[1].read_bytes()
     files[1].write_bytes(data.replace(b"1.0\\0.0\\0.0", b"1.0\\x.0\\0.0"))
     assert files[1].read_bytes() != data
+    files[2].write_bytes(files[2].read_bytes().replace(b"\x20\0\x0e\0UI", b"\x20\0\x0e\0UW"))
     (series,), strays = volumes.group_series(files)
-    assert series.files == files[::2] and "1.dcm: is damaged" in str(strays[0])
+    assert series.files == files[:1]
+    assert ["1.dcm: is damaged" in str(strays[0]), "2.dcm: is damaged" in str(strays[1])] == [True, True]
 
 
 def test_gaps_are_noted_and_localisers_passed_over(tmp_path):
