@@ -36,8 +36,8 @@ def audit(source, intake):
 
     leaks: kind, across, count, slices, examples - how many patients, documents, files and groups of near-duplicates
     lie in several parts of the split or under several labels. duplicates: pairs of near-duplicates that are not
-    slices of one volume, those across the split first. conflicts: those of them under two labels. shortcuts: see
-    shortcuts.measure.
+    slices of one volume in one part, those across the split first; row_a and row_b are rows of the manifest.
+    conflicts: those of them under two labels. shortcuts: see shortcuts.measure.
     """
     manifest = source.manifest.reset_index(drop=True)
     pairs = similarity.near_duplicates(intake.facts.hash.to_numpy(), intake.thumbnails)
@@ -48,7 +48,7 @@ def audit(source, intake):
     conflicts = conflicts[["path_a", "label_a", "path_b", "label_b", "distance"]].reset_index(drop=True)
     measured = shortcuts.measure(source, intake)
     warnings = [*_warn_of_leaks(leaks), *_warn_of_conflicts(conflicts), *_warn_of_shortcuts(measured)]
-    duplicates = duplicates[["path_a", "split_a", "path_b", "split_b", "distance", "correlation"]]
+    duplicates = duplicates[["path_a", "split_a", "path_b", "split_b", "distance", "correlation", "row_a", "row_b"]]
     return Audit(leaks, conflicts, duplicates, measured, warnings)
 
 
@@ -62,18 +62,20 @@ def write(result, folder):
 def find_leaks(manifest):
     """What lies in more than one part of the split, or under more than one label, from the manifest alone.
 
-    Of columns patient, document, sha256 and group those that are there are looked at; empty cells are unknown.
+    Of columns patient, series, document, sha256 and group those that are there are looked at; empty cells are unknown.
     Returns DataFrame kind, across ("anywhere": repeated files and pictures), count, slices, examples. A patient or
     document under several labels is no fault in itself, but where a class has its own patients and documents alone,
     they may be what a network learns.
     """
-    kinds = {"patient": "patient", "document": "source document", "sha256": "identical file",
+    kinds = {"patient": "patient", "series": "scan", "document": "source document", "sha256": "identical file",
              "group": "near-duplicate group"}
+    manifest = manifest.fillna({column: "" for column in kinds if column in manifest})
     rows = []
     for column, kind in kinds.items():
         if column not in manifest or manifest[column].eq("").all():
             continue
         known = manifest[manifest[column] != ""]
+        known = known.drop_duplicates("path") if column == "sha256" else known  # a volume is one file
         groups = known.groupby(column, sort=False)
         repeated = {"anywhere": groups.size()} if column in ("sha256", "group") else {}
         for across, parts in (repeated | {name: groups[name].nunique() for name in ("split", "label")}).items():
@@ -104,12 +106,13 @@ def beside(metrics, measured):
 
 
 def _of_different_volumes(manifest, pairs):
-    """Without pairs inside a volume or series, whose slices are meant to resemble each other."""
+    """Without pairs inside a volume or series, whose slices are meant to resemble each other, in one part."""
     volume = manifest.path
     if "series" in manifest:
-        volume = manifest.series.where(manifest.series != "", manifest.path)
-    volume = volume.to_numpy()
-    return pairs[volume[pairs.a] != volume[pairs.b]].reset_index(drop=True)
+        volume = manifest.series.fillna("").where(manifest.series.fillna("") != "", manifest.path)
+    volume, split = volume.to_numpy(), manifest.split.to_numpy()
+    told = (volume[pairs.a] != volume[pairs.b]) | (split[pairs.a] != split[pairs.b])
+    return pairs[told].reset_index(drop=True)
 
 
 def _describe(manifest, pairs):
@@ -117,6 +120,7 @@ def _describe(manifest, pairs):
     table = pd.DataFrame({
         "path_a": a.path, "label_a": a.label, "split_a": a.split, "path_b": b.path, "label_b": b.label,
         "split_b": b.split, "distance": pairs.distance, "correlation": np.round(pairs.correlation, 4),
+        "row_a": pairs.a, "row_b": pairs.b,
     })
     table["inside"] = table.split_a == table.split_b
     return table.sort_values(["inside", "distance"], kind="stable").drop(columns="inside").reset_index(drop=True)
@@ -147,6 +151,6 @@ def _warn_of_shortcuts(measured):
         if len(better):
             named = "; ".join(f"{row.baseline}, {row.seen}: {row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}, AUC "
                               f"{row.auc:.2f})" for row in better.itertuples())
-            warnings.append(f"Without anatomy ({protocol}; always the most frequent class {floor:.1%}): "
-                            f"{named}. Read every accuracy on this set beside these.")
+            warnings.append(f"Without anatomy ({protocol}), better than the most frequent class ({floor:.1%}) or by an "
+                            f"AUC of {TELLING} and more: {named}. Read every accuracy beside these.")
     return warnings

@@ -78,7 +78,7 @@ def take_in(source, image_size, cache_dir, on_error="raise"):
         store.keep(_key(source))
     rows, seen = zip(*features, strict=True)
     columns = {name: np.stack([one[name] for one in seen]) for name in seen[0]}
-    return _note_blank(_note_left_out(source), table), Intake(table, np.stack(thumbnails), np.array(rows), columns)
+    return _note_doubtful(_note_left_out(source), table), Intake(table, np.stack(thumbnails), np.array(rows), columns)
 
 
 def load_images(source, image_size, cache_dir=None):
@@ -156,7 +156,7 @@ def _cached(cache_dir, name, image_size, key):
 
 def _each(function, source, arguments):
     """Results of function(path, index, mask path, *arguments) for every row, in order, as they come."""
-    rows = zip(_paths(source), slice_indices(source.manifest), _masks(source), arguments, strict=True)
+    rows = zip(_paths(source), slice_indices(source.manifest), masks(source), arguments, strict=True)
     calls = ((path, index, mask, *more) for path, index, mask, more in rows)
     total = len(source.manifest)
     if total <= _ALONE:
@@ -171,14 +171,18 @@ def _paths(source):
     return [Path(source.root) / path for path in source.manifest["path"]]
 
 
-def _masks(source):
+def masks(source):
     """Path of the user's own lung mask of every row, None where there is none."""
     if "mask" not in source.manifest:
         return [None] * len(source.manifest)
     return [Path(source.root) / mask if mask else None for mask in source.manifest["mask"].fillna("")]
 
 
-def _read(path, index, mask):
+def read(path, index, mask=None):
+    """(slice, body, lungs) of one slice: uint8 and bool (H, W); `mask`: path of the user's lung mask.
+
+    Raises ct.ReadError, also for a mask of another size.
+    """
     picture = ct.read_slice(path, index)
     body, lung = lungs.segment(picture)
     if mask is None:
@@ -192,7 +196,7 @@ def _read(path, index, mask):
 
 def see(path, slice_index, image_size, mask=None):
     """What the network sees of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
-    picture, _, lung = _read(path, slice_index, mask)
+    picture, _, lung = read(path, slice_index, mask)
     return harmonise.harmonise(picture, image_size, lung)[0]
 
 
@@ -207,7 +211,7 @@ def _see(path, index, mask, image_size):
 def _study(path, index, mask, image_size, asked):
     """(network's image, facts, thumbnail, features or None) of one slice, or the ReadError."""
     try:
-        picture, body, lung = _read(path, index, mask)
+        picture, body, lung = read(path, index, mask)
         image, seen_lung = harmonise.harmonise(picture, image_size, lung)
         facts = [_checksum(path, Path(path).stat().st_mtime_ns), similarity.perceptual_hash(picture),
                  *shortcuts.file_facts(path), *picture.shape, float(lung.mean())]
@@ -223,9 +227,7 @@ def _checksum(path, modified):
 
 
 def _as_read_error(path, error):
-    if isinstance(error, ct.ReadError):
-        return ct.ReadError(error.path, error.what, error.mend)  # without its cause, which may not travel
-    return ct.ReadError(path, "does not exist", "Check data_root")
+    return error if isinstance(error, ct.ReadError) else ct.ReadError(path, "does not exist", "Check data_root")
 
 
 def _one_per_file(problems):
@@ -233,12 +235,15 @@ def _one_per_file(problems):
     return list({(str(problem.path), problem.what): problem for problem in problems}.values())
 
 
-def _note_blank(source, facts):
-    blank = source.manifest.path[(facts.lung == 0).to_numpy()]
-    if not len(blank):
-        return source
-    note = f"In {len(blank)} slices no lung is found, such as {blank.iloc[0]}: look at them."
-    return replace(source, notes=[*source.notes, note])
+def _note_doubtful(source, facts):
+    doubts = {"show no lung that is found": facts.lung == 0,
+              "are pictures of more than 8 bits, without HU and scaled by their own range": facts["mode"].str[:1].isin(
+                  ["I", "F"])}
+    notes = []
+    for what, found in doubts.items():
+        paths = source.manifest.path[found.to_numpy()]
+        notes += [f"{len(paths)} slices {what}, such as {paths.iloc[0]}: look at them."] if len(paths) else []
+    return replace(source, notes=[*source.notes, *notes])
 
 
 def _note_left_out(source):
@@ -275,8 +280,8 @@ def _key(source):
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in code))
     manifest = source.manifest
     content = manifest["sha256"].astype(str) if "sha256" in manifest else _stamps(_paths(source))
-    masks = ["" if mask is None else sha256(mask) for mask in _masks(source)]
-    rows = zip(manifest["path"], slice_indices(manifest), content, masks, strict=True)
+    drawn = ["" if mask is None else sha256(mask) for mask in masks(source)]
+    rows = zip(manifest["path"], slice_indices(manifest), content, drawn, strict=True)
     digest.update("\n".join(" ".join(map(str, row)) for row in rows).encode())
     return digest.hexdigest()[:16]
 

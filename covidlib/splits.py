@@ -78,11 +78,22 @@ def assign_fold(manifest, fold, folds, seed):
     return result
 
 
+def check(split, fold):
+    """ValueError unless `split` is "own" or shipped, and `fold` -1 (none) to FOLDS - 1."""
+    if split != "own" and split not in _names():
+        raise ValueError(f"split must be own or one that is shipped: {', '.join(_names())}. Received: split={split!r}")
+    if not -1 <= fold < FOLDS:
+        raise ValueError(f"fold must be 0 to {FOLDS - 1}, or -1 for none. Received: fold={fold}")
+
+
+def _names():
+    return sorted(file.stem for file in _SHIPPED.glob("*.csv"))
+
+
 def shipped(dataset):
     """The shipped table of `dataset`, all texts. ValueError, naming those there are, where there is none."""
-    names = sorted(file.stem for file in _SHIPPED.glob("*.csv"))
-    if dataset not in names:
-        raise ValueError(f"Splits are shipped for {', '.join(names)}. Received: dataset={dataset!r}")
+    if dataset not in _names():
+        raise ValueError(f"Splits are shipped for {', '.join(_names())}. Received: dataset={dataset!r}")
     return pd.read_csv(_SHIPPED / f"{dataset}.csv", dtype=str, keep_default_na=False)
 
 

@@ -51,7 +51,8 @@ def test_conflicts_and_copies_across_the_split(official):
         ["0.png", "covid", "1.jpg", "normal"]
     ]
     assert list(official.conflicts) == ["path_a", "label_a", "path_b", "label_b", "distance"]
-    assert list(official.duplicates) == ["path_a", "split_a", "path_b", "split_b", "distance", "correlation"]
+    assert list(official.duplicates) == ["path_a", "split_a", "path_b", "split_b", "distance", "correlation",
+                                         "row_a", "row_b"]
     assert official.duplicates.iloc[0, :5].tolist() == ["2.png", "train", "4.png", "test", 0]
     assert len(official.duplicates) == 2
     text = " ".join(official.warnings)
@@ -141,3 +142,20 @@ def test_sarscov2_copies_are_grouped(shared_data):
     assert group.value_counts().max() < 10 and not source.official_split
     assigned, _ = splits.assign(source.manifest, 0)
     splits.check_disjoint(assigned)
+
+
+def test_a_scan_of_unknown_patients_stays_together_and_is_audited():
+    manifest = pd.DataFrame({"path": list("abcd"), "label": list("xxyy"), "patient": "",
+                             "series": ["s", "s", "t", None], "split": ["train", "test", "train", "test"]})
+    assert datasets.patient_or_file(manifest).tolist() == ["s", "s", "t", "d"]
+    table = audit.find_leaks(manifest).set_index(["kind", "across"])
+    assert table["count"]["scan", "split"] == 1 and ("patient", "split") not in table.index
+    pairs = pd.DataFrame({"a": [0], "b": [1]})
+    assert len(audit._of_different_volumes(manifest, pairs)) == 1
+    assert audit._of_different_volumes(manifest.assign(split="train"), pairs).empty
+
+
+def test_a_volume_is_one_file():
+    manifest = pd.DataFrame({"path": ["v.nii"] * 3 + ["w.nii"], "label": "x", "split": "train",
+                             "sha256": ["1", "1", "1", "2"]})
+    assert audit.find_leaks(manifest)["count"].tolist() == [0, 0, 0]

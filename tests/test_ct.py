@@ -463,3 +463,15 @@ def test_compressed_frames_of_another_size_than_the_header(tmp_path):
             else:
                 with pytest.raises(ct.ReadError, match="compressed image is 64x64 pixels, in its header 64x32"):
                     ct.read_hu(path)
+
+
+def test_signed_pixels_without_rescale_tags_are_hu_only_where_some_are_negative(tmp_path):
+    for low, is_hu in ((-1000, True), (0, False)):
+        stored = np.linspace(low, low + 3000, 64).reshape(8, 8).astype(np.int16)
+        path = tmp_path / f"{low}.dcm"
+        write_dicom(path, stored, intercept=None)
+        if is_hu:
+            assert ct.read_hu(path).min() == -1000
+        else:
+            with pytest.raises(ct.ReadError, match="not Hounsfield units"):
+                ct.read_hu(path)

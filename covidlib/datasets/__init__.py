@@ -18,7 +18,8 @@ SPLITS = ("train", "val", "test")
 PHANTOM_SLICES = (27, 6, 27)
 NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "sarscov2-ct-multiclass", "covidx-ct", "covid-ct-md",
          "covid-ctset", "composition")
-_SHOWN = 20
+_KNOWN = ("path", "label", "patient", "split", "slice_index", "source", "document", "series", "mask")
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,18 @@ class Source:
     def __post_init__(self):
         absent = [name for name in self.classes if not (self.manifest.label == name).any()]
         if absent:
-            raise ValueError(f"No usable slice of {' and '.join(absent)} in {self.root}. Add some, or leave the class "
-                             f"out. Files left out: {len(self.problems)}")
+            raise DataError(self.problems, f"No usable slice of {' and '.join(absent)} is left in {self.root}. ")
 
 
 class DataError(ValueError):
     """All files of a data set that cannot be used, in `problems` and, as far as they fit, in the message."""
 
-    def __init__(self, problems):
+    def __init__(self, problems, before=""):
         self.problems = list(problems)
         lines = [str(problem) for problem in self.problems[:_SHOWN]]
         if len(self.problems) > _SHOWN:
             lines.append(f"... and {len(self.problems) - _SHOWN} more")
-        super().__init__(f"{len(self.problems)} files cannot be used:\n" + "\n".join(lines)
+        super().__init__(f"{before}{len(self.problems)} files cannot be used:\n" + "\n".join(lines)
                          + "\nMend or remove them, or give on_error='skip' to go on without them.")
 
 
@@ -105,6 +105,12 @@ def without(source, problems, rows):
     return replace(source, manifest=kept, problems=[*source.problems, *problems])
 
 
+def problem_table(source):
+    """DataFrame path (seen from the set's folder), what, mend of the files that were left out."""
+    rows = [[_seen_from(source.root, problem.path), problem.what, problem.mend] for problem in source.problems]
+    return pd.DataFrame(rows, columns=["path", "what", "mend"])
+
+
 def check_on_error(on_error):
     """ValueError unless it is "raise" or "skip"."""
     if on_error not in ("raise", "skip"):
@@ -132,8 +138,7 @@ def save(source, output_dir):
         "classes": list(source.classes),
         "notes": list(source.notes),
         "official_split": source.official_split,
-        "left_out": [{"path": _seen_from(source.root, problem.path), "what": problem.what, "mend": problem.mend}
-                     for problem in source.problems],
+        "left_out": problem_table(source).to_dict("records"),
         "root": _relative(source.root, folder),
         "slices": len(manifest),
         "patients": int(manifest.patient[manifest.patient != ""].nunique()),
@@ -175,12 +180,26 @@ def open_saved(output_dir, data_root=None):
 
 def read_manifest(path):
     """A manifest CSV; texts stay texts ("007" or "NA" may be a patient), absent columns are filled."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    missing = {"path", "label"} - set(table.columns)
-    if missing or not len(table):
-        raise ValueError(f"{path} needs columns path,label (and may have patient,split,slice_index) and at least one "
-                         f"row. Received: columns={list(table.columns)}, rows={len(table)}")
-    return _complete(table, "")
+    return _complete(read_table(path), "")
+
+
+def read_table(path):
+    """A CSV with at least the columns path and label, all texts, without blanks around names and labels.
+
+    ValueError naming the file for another encoding, no rows, or columns that are missing or spelled otherwise.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} cannot be read as a CSV ({error}). Save it as CSV in UTF-8, a row for each "
+                         "slice.") from error
+    table.columns = table.columns.str.strip()
+    alike = [name for name in table.columns if name not in _KNOWN and name.lower() in _KNOWN]
+    if {"path", "label"} - set(table.columns) or alike or not len(table):
+        raise ValueError(f"{path} needs columns path,label (and may have {','.join(_KNOWN[2:])}), in small letters, "
+                         f"and at least one row. Received: columns={list(table.columns)}, rows={len(table)}")
+    table["label"] = table.label.str.strip()
+    return table
 
 
 def inside(root, relative):
@@ -200,8 +219,12 @@ def require_folders(root, names, dataset):
 
 
 def patient_or_file(manifest):
-    """Series of what must stay together: a patient's slices, or a file's where the patient is unknown."""
-    return manifest.patient.where(manifest.patient != "", manifest.path)
+    """Series of what must stay together: a patient's slices, of unknown patients a scan's or at least a file's."""
+    together = manifest.path
+    if "series" in manifest:
+        series = manifest.series.fillna("")
+        together = series.where(series != "", together)
+    return manifest.patient.where(manifest.patient != "", together)
 
 
 def natural(path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from covidlib.ct import ReadError
-from covidlib.datasets import SPLITS, listing, natural, slices
+from covidlib.datasets import SPLITS, listing, natural, read_table, slices
 from covidlib.files import sha256
 
 ORDER = ("covid", "viral", "cap", "normal", "non_covid")
@@ -24,8 +24,8 @@ def load(root):
     """(manifest, classes, notes, problems) of a folder; headers are read, and a few slices of each volume.
 
     The manifest has also the columns series (hash of the SeriesInstanceUID), spacing_mm (in-plane) and slice_mm where
-    they are known, and whatever manifest.csv adds, such as mask. ValueError or FileNotFoundError where the folder has
-    fewer than two classes or a class holds no file.
+    they are known, and whatever manifest.csv adds, such as mask; volumes without a slice_index there are taken as in
+    class folders. ValueError or FileNotFoundError where the folder has fewer than two classes or a class holds no file.
     """
     root = Path(root)
     table, problems, notes = _from_csv(root) if (root / "manifest.csv").is_file() else _from_folders(root)
@@ -33,8 +33,10 @@ def load(root):
     if len(classes) < 2:
         raise ValueError(f"{root} needs at least two classes. {_LAYOUT}. Received: classes={classes}")
     table = table[table.path != ""]
-    if "slice_index" not in table:
-        table, found, said = slices.expand(root, table)
+    whole = table.slice_index == "" if "slice_index" in table else pd.Series(True, table.index)
+    if whole.any():
+        expanded, found, said = slices.expand(root, table[whole].drop(columns="slice_index", errors="ignore"))
+        table = pd.concat([expanded, table[~whole]]) if not whole.all() else expanded
         problems, notes = problems + found, notes + said
     twins = _under_two_labels(root, table)
     table = table[~table.path.isin([problem.path.relative_to(root).as_posix() for problem in twins])]
@@ -42,10 +44,7 @@ def load(root):
 
 
 def _from_csv(root):
-    table = pd.read_csv(root / "manifest.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if {"path", "label"} - set(table.columns) or not len(table):
-        raise ValueError(f"{root / 'manifest.csv'} needs columns path,label (and may have patient,split,slice_index,"
-                         f"mask) and at least one row. Received: columns={list(table.columns)}, rows={len(table)}")
+    table = read_table(root / "manifest.csv")
     table = table.assign(**{name: "" for name in ("patient", "split") if name not in table})
     unlabelled = table[table.label == ""].path.unique()
     problems = [ReadError(root / path, "has no label in manifest.csv", "Give it one") for path in unlabelled]

@@ -36,7 +36,7 @@ def expand(root, table):
             rows += [{**row, **_nifti_spacing(file), "slice_index": index} for _, index in shown]
         except ReadError as error:
             problems.append(error)
-    without_hu = 0
+    without_hu, people = 0, {}
     for group in groups.values():
         series, strays = volumes.group_series(group, together=False)
         problems += strays
@@ -45,7 +45,7 @@ def expand(root, table):
             notes += one.notes
             without_hu += sum(map(dicom.lacks_rescale, one.headers))
             try:
-                shown = _series_rows(one, group)
+                shown = _series_rows(one, group, people)
             except ReadError as error:
                 problems.append(error)
                 continue
@@ -55,8 +55,13 @@ def expand(root, table):
         notes.append(f"{left_out} slices of volumes and series that show no lung (less than {LUNG_FRACTION:.0%} of the "
                      "body's cross-section) were left out.")
     if without_hu:
-        notes.append(f"{without_hu} DICOM files have no rescale tags, so that their Hounsfield units are unknown: they "
-                     "are seen through their own range of values. Export them from the scanner's own DICOM.")
+        notes.append(f"{without_hu} DICOM files have no rescale tags: their values are taken as Hounsfield units where "
+                     "some are negative, and are else seen through their own range. Export them from the scanner's own "
+                     "DICOM.")
+    shared = [sorted(names - {""}) for names in people.values() if len(names - {""}) > 1]
+    if shared:
+        notes.append(f"{len(shared)} PatientIDs stand in several folders, such as {' and '.join(shared[0][:2])}: where "
+                     "they are one person, split as several, put them into one folder of one class.")
     place = {path: n for n, path in enumerate(table.path)}
     expanded = pd.DataFrame(rows, columns=list(table) + ["slice_index"] if not rows else None)
     expanded = expanded.assign(place=expanded.path.map(place))
@@ -66,7 +71,8 @@ def expand(root, table):
     return expanded.sort_values("place", kind="stable")[order + others], problems, notes
 
 
-def _series_rows(series, group):
+def _series_rows(series, group, people):
+    """Rows of one series; `people`, hash of a PatientID -> names given to it here, grows."""
     if not series.axial:
         raise ReadError(series.files[0], f"is the first of {len(series.files)} slices that are not axial",
                         "Convert the series to one NIfTI file, which is read in any orientation")
@@ -79,6 +85,8 @@ def _series_rows(series, group):
         slices += [(file, index) for index in range(frames)]
         numbers += [n] if frames == 1 else range(frames)
         name = str(header.get("PatientID") or "")
+        if name:
+            people.setdefault(_short_hash(name), set()).add(group[file]["patient"])
         loose = f"dicom-{_short_hash(name)}" if name else f"{group[file]['label']}/{file.name}" if frames > 1 else ""
         patients += [group[file]["patient"] or loose] * frames
     shown = set(_with_lung(slices)) if series.uid else set(slices)
@@ -91,12 +99,23 @@ def _with_lung(slices):
     if len(slices) < WHOLE:
         return slices
     looked_at = np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))
-    fractions = [lungs.lung_fraction(ct.read_slice(*slices[n])) for n in looked_at]
+    seen = {n: fraction for n in looked_at if (fraction := _lung_fraction(*slices[n])) is not None}
+    if not seen:
+        return slices
+    looked_at, fractions = list(seen), list(seen.values())
     shown = volumes.lung_run(np.interp(np.arange(len(slices)), looked_at, fractions), LUNG_FRACTION)
     if not shown.any():
         raise ReadError(slices[0][0], f"begins a volume of {len(slices)} slices that shows no lung",
                         "Leave it out, or list the slices to use in a manifest.csv with slice_index")
     return [one for one, kept in zip(slices, shown, strict=True) if kept]
+
+
+def _lung_fraction(file, index):
+    """None for a damaged slice: intake names it when all are decoded."""
+    try:
+        return lungs.lung_fraction(ct.read_slice(file, index))
+    except ReadError:
+        return None
 
 
 def _nifti_spacing(file):

@@ -96,9 +96,8 @@ def pixel_spacing(found):
 
 
 def lacks_rescale(found):
-    """Whether a CT image says nothing by which its unsigned pixels become HU."""
-    return _item(found, "PixelValueTransformationSequence", "RescaleIntercept", 0) is None \
-        and found.get("PixelRepresentation") != 1
+    """Whether a CT image says nothing by which its pixels become HU."""
+    return _item(found, "PixelValueTransformationSequence", "RescaleIntercept", 0) is None
 
 
 def is_axial(axes):
@@ -176,8 +175,9 @@ def _values(found, stored, path, index):
     """(float32 (H, W), is_hu)"""
     slope, intercept = (_item(found, "PixelValueTransformationSequence", name, index)
                         for name in ("RescaleSlope", "RescaleIntercept"))
-    is_hu = intercept is not None or found.get("PixelRepresentation") == 1
     padding = _padding(found, stored)
+    signed = found.get("PixelRepresentation") == 1 and bool((stored[~padding] < 0).any())
+    is_hu = intercept is not None or signed
     if is_hu:
         slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
         if not (math.isfinite(slope) and slope and math.isfinite(intercept)):

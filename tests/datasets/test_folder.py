@@ -226,3 +226,45 @@ def test_empty_folders(tmp_path):
         (tmp_path / name).mkdir()
     with pytest.raises(FileNotFoundError, match="no images of normal, viral. It should hold one folder"):
         datasets.load("folder", tmp_path)
+
+
+def test_a_table_that_is_no_manifest_is_named(tmp_path):
+    for text, what in [(b"", "cannot be read as a CSV"), ("path,label\nä.png,x\n".encode("latin-1"), "in UTF-8"),
+                       (b"path,label,Patient\na.png,x,1\n", "in small letters")]:
+        (tmp_path / "manifest.csv").write_bytes(text)
+        with pytest.raises(ValueError, match=what) as error:
+            datasets.load("folder", tmp_path)
+        assert "manifest.csv" in str(error.value)
+
+
+def test_when_no_file_of_a_class_is_left_the_files_are_named(tmp_path):
+    for label in ("covid", "normal"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / label / "a.png")
+    (tmp_path / "covid" / "a.png").write_bytes(b"")
+    with pytest.raises(datasets.DataError, match=r"(?s)No usable slice of covid.*a\.png: is empty"):
+        datasets.load("folder", tmp_path, on_error="skip")
+
+
+def test_a_damaged_slice_leaves_its_series_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(slices.ct, "read_slice", lambda file, index: np.zeros((4, 4), np.uint8) + int(file.stem))
+
+    def lung_fraction(image):
+        if image[0, 0] in (3, 9):
+            raise slices.ReadError("x", "is damaged")
+        return 0.3
+
+    monkeypatch.setattr(slices.lungs, "lung_fraction", lung_fraction)
+    for label in ("covid", "normal"):
+        write_series(tmp_path / label / "P1", range(24), PatientID=label)
+    manifest, _, _, problems = folder.load(tmp_path)
+    assert manifest.label.value_counts().to_dict() == {"covid": 24, "normal": 24} and problems == []
+
+
+def test_one_patient_id_in_several_folders_is_noted(tmp_path):
+    for place in ("covid/P1", "covid/P2", "normal/P1"):
+        write_series(tmp_path / place, [0, 1], PatientID="SAME")
+    manifest, _, notes, _ = folder.load(tmp_path)
+    assert manifest.patient.nunique() == 3
+    assert "1 PatientIDs stand in several folders, such as covid/P1 and covid/P2" in notes[-1]
+    assert "SAME" not in notes[-1] and "SAME" not in manifest.to_csv()
