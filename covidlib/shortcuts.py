@@ -52,10 +52,10 @@ def _view(image, body, lung):
     outside = _small(np.uint8(~body) * 255) > 127
     ring = np.ones((_SIDE, _SIDE), bool)
     ring[_RING:-_RING, _RING:-_RING] = False
-    small = _small(image)
+    blacked = _small(np.where(ndimage.binary_dilation(lung, iterations=2), 0, image))
     return {
-        "border and background": np.where(outside | ring, small, 0).ravel(),
-        "lungs blacked out": _small(np.where(ndimage.binary_dilation(lung, iterations=2), 0, image)).ravel(),
+        "border and background": np.where(outside | ring, blacked, 0).ravel(),
+        "lungs blacked out": blacked.ravel(),
         "grey histogram": np.bincount(image.ravel() >> 4, minlength=16) / image.size,
         "sharpness": _spectrum(image),
         "aspect": [np.ptp(np.flatnonzero((image > 8).any(axis))) if image.max() > 8 else 0 for axis in (0, 1)],
