@@ -18,7 +18,7 @@ from covidlib.files import sha256, write_atomically
 
 FOLDS = 5
 _SHIPPED = Path(__file__).with_name("datasets") / "splits"
-_DIGITS = 16
+DIGITS = 16
 
 
 def assign(manifest, seed, fractions=(0.7, 0.1, 0.2)):
@@ -108,7 +108,7 @@ def apply_shipped(manifest, dataset, column="split"):
     if column not in table.columns[2:]:
         raise ValueError(f"column must be one of {', '.join(table.columns[2:])}. Received: column={column!r}")
     by_name = manifest.path.map(_name).map(table.set_index("name")[column])
-    by_bytes = manifest.sha256.str[:_DIGITS].map(table.drop_duplicates("sha256").set_index("sha256")[column])
+    by_bytes = manifest.sha256.str[:DIGITS].map(table.drop_duplicates("sha256").set_index("sha256")[column])
     split = by_bytes.fillna(by_name)
     if split.isna().any():
         raise ValueError(f"{split.isna().sum()} of {len(manifest)} slices are not among the {len(table)} that the "
@@ -133,7 +133,7 @@ def ship(dataset, data_root, seed=0):
     same = pd.DataFrame({"a": key.map(first), "b": manifest.index})
     linked = manifest.assign(patient=similarity.groups(pd.concat([pairs[["a", "b"]], same]), len(manifest)).astype(str))
     table = pd.DataFrame({
-        "sha256": [sha256(source.root / path)[:_DIGITS] for path in manifest.path],
+        "sha256": [sha256(source.root / path)[:DIGITS] for path in manifest.path],
         "name": manifest.path.map(_name),
         "split": assign(manifest if source.official_split else linked, seed)[0].split,
     })

@@ -158,11 +158,11 @@ def test_hostile_or_damaged_archive(server, tmp_path, monkeypatch, body, message
     known = Set((Remote(f"{server}/set.zip", "."),), 1e-6 if message == "would unpack to" else 1, "a page", "free")
     monkeypatch.setitem(download.SETS, "covid-ct-md", known)
     with pytest.raises(FetchError, match=message):
-        download.fetch("covid-ct-md", tmp_path / "a" / "root")
-    assert not (tmp_path / "a/root").exists() and not list(tmp_path.rglob("evil*"))
+        download.fetch("covid-ct-md", tmp_path / "a" / "b")
+    assert not (tmp_path / "a/b").exists() and not list(tmp_path.rglob("evil*"))
     Server.files = {"/set.zip": packed({"sound.png": b"sound"})}
-    assert download.fetch("covid-ct-md", tmp_path / "a" / "root")
-    assert left_behind(tmp_path) == ["a/root/sound.png"]
+    assert download.fetch("covid-ct-md", tmp_path / "a" / "b")
+    assert left_behind(tmp_path) == ["a/b/sound.png"]
 
 
 def test_images_are_checked_against_the_shipped_list(server, tmp_path, monkeypatch, shared_data):
