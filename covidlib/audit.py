@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from covidlib import shortcuts, similarity
+from covidlib.datasets import scan_or_file
 from covidlib.files import write_atomically
 
 TELLING = 0.7  # an AUC worth a warning where classes are so uneven that accuracy shows nothing
@@ -107,10 +108,7 @@ def beside(metrics, measured):
 
 def _of_different_volumes(manifest, pairs):
     """Without pairs inside a volume or series, whose slices are meant to resemble each other, in one part."""
-    volume = manifest.path
-    if "series" in manifest:
-        volume = manifest.series.fillna("").where(manifest.series.fillna("") != "", manifest.path)
-    volume, split = volume.to_numpy(), manifest.split.to_numpy()
+    volume, split = scan_or_file(manifest).to_numpy(), manifest.split.to_numpy()
     told = (volume[pairs.a] != volume[pairs.b]) | (split[pairs.a] != split[pairs.b])
     return pairs[told].reset_index(drop=True)
 

@@ -31,7 +31,7 @@ _CODE = ("ct.py", "lungs.py", "harmonise.py", "formats/*.py")  # what an image d
 class Intake:
     """What decoding found, one row or image per slice of the source that `take_in` returns.
 
-    facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` lungs.lung_fraction);
+    facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` the lungs' share of the picture);
     thumbnails: uint8 (N, 64, 64); sampled: int (M,), rows that the shortcut baselines use; features: what each
     baseline sees of them, name -> (M, k), see shortcuts.features.
     """
@@ -256,10 +256,11 @@ def _note_left_out(source):
 
 
 def _sample(manifest):
-    """At most SAMPLED positions, whole patients, in order: enough for baselines, whatever the size of the set."""
-    if len(manifest) <= SAMPLED:
+    """About SAMPLED positions, whole patients, in order: enough for baselines, whatever the size of the set."""
+    parts = min(-(-len(manifest) // SAMPLED), datasets.patient_or_file(manifest).nunique())
+    if parts < 2:
         return np.arange(len(manifest))
-    return np.flatnonzero(splits.k_fold(manifest, -(-len(manifest) // SAMPLED), seed=0) == 0)
+    return np.flatnonzero(splits.k_fold(manifest, parts, seed=0) == 0)
 
 
 def slice_indices(manifest):

@@ -148,6 +148,16 @@ def test_masks_of_ones_own(source, tmp_path, pictures):
         intake.take_in(masked, 32, tmp_path / "cache")
 
 
+def test_large_sets_are_sampled_by_whole_patients(monkeypatch):
+    monkeypatch.setattr(intake, "SAMPLED", 10)
+    manifest = pd.DataFrame({"path": [f"{n}" for n in range(60)], "label": "x", "split": "",
+                             "patient": [str(n // 6) for n in range(60)]})
+    chosen = manifest.iloc[intake._sample(manifest)]
+    assert 6 <= len(chosen) <= 12 and (chosen.groupby("patient").size() == 6).all()
+    assert len(intake._sample(manifest.assign(patient=["a"] * 40 + ["b"] * 20))) < 60
+    assert len(intake._sample(manifest.assign(patient="a"))) == 60
+
+
 def test_wrong_parameters(source, tmp_path):
     with pytest.raises(ValueError, match="Received: image_size=0"):
         intake.load_images(source, 0)

@@ -220,11 +220,15 @@ def require_folders(root, names, dataset):
 
 def patient_or_file(manifest):
     """Series of what must stay together: a patient's slices, of unknown patients a scan's or at least a file's."""
-    together = manifest.path
-    if "series" in manifest:
-        series = manifest.series.fillna("")
-        together = series.where(series != "", together)
-    return manifest.patient.where(manifest.patient != "", together)
+    return manifest.patient.where(manifest.patient != "", scan_or_file(manifest))
+
+
+def scan_or_file(manifest):
+    """Series: the DICOM series of every slice, its file where there is none."""
+    if "series" not in manifest:
+        return manifest.path
+    series = manifest.series.fillna("")
+    return series.where(series != "", manifest.path)
 
 
 def natural(path):
