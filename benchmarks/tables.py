@@ -2,13 +2,16 @@
 
     results/<mode>_<precision>_<framework>_<device>.csv     rows of COLUMNS
     results/<mode>_bars_<device>.csv                        rows of BARS; ratios of one run, sides interleaved
+
+Needs the standard library only, so that a bare machine with a GPU can write the same files.
 """
 
+import csv
 import datetime
+import math
 import re
+from numbers import Integral, Real
 from pathlib import Path
-
-import pandas as pd
 
 from covidlib import provenance
 
@@ -17,29 +20,62 @@ COLUMNS = ["variant", "harness", "image_size", "batch", "threads", "images_per_s
 BARS = ["bar", "wanted", "measured", "q1", "q3", "met", "command", "date"]
 
 
-def device():
-    """Short name of what is timed: the GPU, else the processor and its threads, e.g. "amd-epyc-2-threads"."""
-    name = provenance.machine()["gpu"] or f"{provenance.machine()['cpu']} {provenance.threads()} threads"
+class AtMost(float):
+    """What a bar wants where less is better."""
+
+    def __repr__(self):
+        return f"<= {float(self):g}"
+
+    __str__ = __repr__
+
+
+def device(gpu=True):
+    """Short name of what is timed: the GPU if there is one and `gpu`, else the processor, "amd-epyc-2-threads"."""
+    name = gpu and provenance._gpu() or f"{provenance._cpu()} {provenance.threads()} threads"
     name = re.sub(r"\(r\)|\(tm\)|cpu|processor|@.*ghz", " ", name.lower())
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
 
 
-def write(rows, mode):
-    """rows: dicts with `precision`, `framework` and COLUMNS (without date). Each file is written anew."""
-    table = pd.DataFrame(rows).assign(date=str(datetime.date.today()))
-    RESULTS.mkdir(exist_ok=True)
-    for (precision, framework), part in table.groupby(["precision", "framework"]):
-        path = RESULTS / f"{mode}_{precision}_{framework}_{device()}.csv"
-        part = part[COLUMNS].round({"images_per_second": 2, "q1": 2, "q3": 2})
-        part.to_csv(path, index=False, lineterminator="\n")
-        print(f"{path.name}\n{part.to_string(index=False)}\n", flush=True)
+def write(rows, mode, more=(), where=None, show=True):
+    """rows: dicts with `precision`, `framework` and COLUMNS (without date). Each file is written anew.
+
+    more: names of columns besides those; where: the device's name unless it is `device()`.
+    """
+    for precision, framework in sorted({(row["precision"], row["framework"]) for row in rows}):
+        part = [row for row in rows if (row["precision"], row["framework"]) == (precision, framework)]
+        _save(f"{mode}_{precision}_{framework}_{where or device()}.csv", part, [*COLUMNS, *more], 2, show)
 
 
-def write_bars(bars, mode, command):
-    """bars: (statement, least wanted, (median, q1, q3)) of each; a bar is met if the median reaches it."""
-    rows = [[bar, wanted, median, q1, q3, "yes" if median >= wanted else "no", command, str(datetime.date.today())]
-            for bar, wanted, (median, q1, q3) in bars]
-    table = pd.DataFrame(rows, columns=BARS).round({"measured": 3, "q1": 3, "q3": 3})
-    RESULTS.mkdir(exist_ok=True)
-    table.to_csv(RESULTS / f"{mode}_bars_{device()}.csv", index=False, lineterminator="\n")
-    print(table.drop(columns="command").to_string(index=False), flush=True)
+def write_bars(bars, mode, command, where=None, show=True):
+    """bars: (statement, wanted, (median, q1, q3)) of each; a bar is met if the median reaches what is wanted.
+
+    wanted: the least, or the most as `AtMost`. In place of the quartiles stands None for "not measured".
+    """
+    rows = []
+    for bar, wanted, found in bars:
+        row = {"bar": bar, "wanted": wanted, "met": "not measured", "command": command}
+        if found is not None:
+            reached = found[0] <= wanted if isinstance(wanted, AtMost) else found[0] >= wanted
+            row |= dict(zip(("measured", "q1", "q3"), found, strict=True), met="yes" if reached else "no")
+        rows.append(row)
+    _save(f"{mode}_bars_{where or device()}.csv", rows, BARS, 3, show, hidden=("command",))
+
+
+def _save(name, rows, columns, digits, show, hidden=()):
+    rows = [[_text(row.get(column, ""), digits) for column in columns]
+            for row in ({**row, "date": datetime.date.today()} for row in rows)]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS / name, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    if show:
+        shown = [[value for value, column in zip(row, columns, strict=True) if column not in hidden]
+                 for row in (columns, *rows)]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        lines = ("  ".join(value.rjust(width) for value, width in zip(row, widths, strict=True)) for row in shown)
+        print(name, *lines, "", sep="\n", flush=True)
+
+
+def _text(value, digits):
+    if isinstance(value, AtMost | Integral) or not isinstance(value, Real):
+        return "" if value is None else str(value)
+    return "" if math.isnan(value) else str(round(float(value), digits))

@@ -8,16 +8,14 @@ activation and pooling are left out, as is usual. One MAC is two floating-point 
 from dataclasses import dataclass
 from math import prod
 
-import pandas as pd
-
 
 @dataclass(frozen=True)
 class Complexity:
-    """Totals for one image, and the table they are the sums of (layer, kind, output, parameters, macs)."""
+    """Totals for one image, and the rows they are the sums of: dicts of layer, kind, output, parameters, macs."""
 
     parameters: int
     macs: int
-    layers: pd.DataFrame
+    layers: list[dict]
 
 
 def count(model) -> Complexity:
@@ -41,8 +39,7 @@ def count(model) -> Complexity:
                     "macs": _macs(operation, node),
                 }
             )
-    table = pd.DataFrame(rows, columns=["layer", "kind", "output", "parameters", "macs"])
-    return Complexity(int(model.count_params()), int(table["macs"].sum()), table)
+    return Complexity(int(model.count_params()), sum(row["macs"] for row in rows), rows)
 
 
 def _macs(operation, node) -> int:
