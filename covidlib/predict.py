@@ -15,29 +15,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covidlib import ct, intake
+from covidlib import ct, export, intake
 from covidlib.files import write_atomically
 
 NOTICE = "Research software, not for diagnosis."
 
 
 def load(model_path):
-    """A trained model and the names of its classes, from a run directory's `model.keras`.
+    """A trained model and the names of its classes.
 
-    Raises FileNotFoundError where the model or the `run.json` beside it is missing: a network without
+    model_path: a run directory's `model.keras`, or a folder that `export.write` made, which is run by OpenVINO in
+    float32. Raises FileNotFoundError where the model, or the `run.json` beside it, is missing: a network without
     the names of its classes cannot be read.
     """
+    path = Path(model_path)
+    if path.is_dir():
+        exported = export.load(path, batch=None)
+        return exported, exported.classes
     import keras
 
     import covidlib.models  # noqa: F401  registers the layers that the file names
 
-    path = Path(model_path)
     record = path.with_name("run.json")
     for needed in (path, record):
         if not needed.is_file():
-            raise FileNotFoundError(f"no {needed.name} at {needed}. Train one with notebook 03_training, "
-                                    f"or give the model.keras of a run directory. Received: model_path={model_path}")
+            raise FileNotFoundError(f"no {needed.name} at {needed}. Train one with notebook 03_training, or give the "
+                                    "model.keras of a run directory, or an exported folder. "
+                                    f"Received: model_path={model_path}")
     return keras.models.load_model(path, compile=False), tuple(json.loads(record.read_text())["classes"])
+
+
+def weights_file(model_path):
+    """The file with the weights that `load` takes, for its checksum."""
+    return Path(model_path, "model.bin") if Path(model_path).is_dir() else Path(model_path)
 
 
 def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -85,7 +95,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
                 faults.append({"path": row["path"], "error": str(error)})
         if not images:
             continue
-        probabilities = np.asarray(model.predict_on_batch(np.stack(images)[..., None].astype("float32")))
+        probabilities = _ask(model, np.stack(images))
         for row, image, p in zip(kept, images, probabilities, strict=True):
             rows.append(row | {"predicted": classes[int(p.argmax())]}
                         | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)})
@@ -97,6 +107,13 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     patients = by_patient(predictions, classes)
     _write(output_dir, predictions, patients, pd.DataFrame(faults, columns=["path", "error"]), thumbnails)
     return predictions
+
+
+def _ask(model, images):
+    """Probabilities (B, classes) of uint8 (B, S, S)."""
+    if isinstance(model, export.Exported):
+        return model(images)
+    return np.asarray(model.predict_on_batch(images[..., None].astype("float32")))
 
 
 def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covidlib import models, predict
+from covidlib import export, models, predict
 
 CLASSES = ("covid", "viral", "normal")
 
@@ -66,7 +66,19 @@ def test_the_answer_is_the_models_own(model_path, scans, tmp_path):
     assert np.allclose(single[[f"p_{name}" for name in CLASSES]].to_numpy()[0], expected, atol=1e-5)
 
 
+def test_an_exported_folder_answers_the_same(model_path, scans, tmp_path):
+    model, classes = predict.load(model_path)
+    folder = export.write(model, tmp_path / "exported", classes, onnx=False)
+    assert predict.load(folder)[1] == classes
+    tables = [predict.predict(path, scans, tmp_path / "out", batch_size=3) for path in (model_path, folder)]
+    columns = [f"p_{name}" for name in CLASSES]
+    assert np.allclose(tables[0][columns], tables[1][columns], atol=1e-3)
+    assert predict.weights_file(folder).is_file() and predict.weights_file(model_path) == model_path
+
+
 def test_missing_model_input_and_class_names(model_path, scans, tmp_path):
+    with pytest.raises(FileNotFoundError, match="model.json"):
+        predict.predict(tmp_path, scans, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="notebook 03_training"):
         predict.predict(tmp_path / "model.keras", scans, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="input_path="):
