@@ -15,8 +15,8 @@ import seaborn as sns
 from .diagrams import figure2_fpn, figure3_attention
 
 __all__ = ["style", "save", "sheet", "figure1_augmentation", "figure2_fpn", "figure3_attention",
-           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "comparison", "shortcuts", "speed",
-           "table1", "table2", "PAPER"]
+           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "comparison", "shortcuts", "table1",
+           "table2", "PAPER"]
 
 # What the paper prints in its tables (sections 3.1 and 3.3).
 PAPER = {
@@ -220,30 +220,6 @@ def shortcuts(table):
     return figure
 
 
-def speed(table):
-    """Median images per second with quartiles, one panel per batch size. table: of `covidlib.speed.measure`."""
-    batches = sorted(table["batch"].unique())
-    figure, axes = _new(6 * len(batches), 1.6 + 0.62 * table["variant"].nunique(), 1, len(batches))
-    for axis, batch in zip(axes, batches, strict=True):
-        part = table[table["batch"] == batch]
-        bars = list(part[["harness", "device"]].drop_duplicates().itertuples(index=False))
-        variants = list(dict.fromkeys(part["variant"]))
-        for k, (harness, device) in enumerate(bars):
-            rows = part[(part["harness"] == harness) & (part["device"] == device)]
-            rows = rows.set_index("variant").reindex(variants)
-            place = np.arange(len(variants)) + 0.8 * ((k + 0.5) / len(bars) - 0.5)
-            spread = [rows["median_fps"] - rows["q1"], rows["q3"] - rows["median_fps"]]
-            axis.barh(place, rows["median_fps"], 0.75 / len(bars), xerr=spread, color=f"C{k}",
-                      error_kw={"elinewidth": 1}, label=f"{harness}, {device}")
-        best = part.loc[part["median_fps"].idxmax()]
-        axis.set(yticks=range(len(variants)), yticklabels=variants,
-                 xlabel=f"images per second (median, quartiles of n = {part['n'].min()})",
-                 title=f"Batch {batch}: {best['variant']} reaches {best['median_fps']:.0f} images/s")
-        axis.invert_yaxis()
-    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return figure
-
-
 def table1(machine) -> pd.DataFrame:
     """Table 1 (§3.1): this machine beside the paper's. machine: `covidlib.provenance.machine()`."""
     return pd.DataFrame([{"item": key.replace("_", " "), "paper": PAPER["machine"].get(key, "not in its text"),
@@ -254,7 +230,7 @@ def table1(machine) -> pd.DataFrame:
 def table2(comparison, speed=None) -> pd.DataFrame:
     """Table 2 (§3.3): accuracy and images per second of each variant, the paper's beside ours.
 
-    comparison: as `covidlib.comparison.table` gives it; speed: as `covidlib.speed.measure` does, or None.
+    comparison: as `covidlib.comparison.table` gives it; speed: as `covidlib.speed.table` does, or None.
     """
     rows = []
     for row in comparison.to_dict("records"):
@@ -267,11 +243,13 @@ def table2(comparison, speed=None) -> pd.DataFrame:
             line[f"FPS {device.upper()}, paper"] = PAPER["fps"].get((variant, device))
             here = [] if speed is None else timed(speed, variant, device)["median_fps"].tolist()
             line[f"FPS {device.upper()}, here"] = here[0] if here else None
+        exported = [] if speed is None else timed(speed, variant, "cpu", "exported")["median_fps"].tolist()
+        line["FPS CPU, exported"] = max(exported, default=None)
         rows.append(line)
     return pd.DataFrame(rows)
 
 
-def timed(speed, variant, device) -> pd.DataFrame:
-    """Rows of the speed table for single slices in the predict loop, on the devices whose name starts so."""
-    return speed[(speed["variant"] == variant) & (speed["harness"] == "predict loop") & (speed["batch"] == 1)
-                 & speed["device"].str.startswith(device)]
+def timed(speed, variant, device, harness="predict loop") -> pd.DataFrame:
+    """Rows of the speed table for single slices, all threads, on the devices whose name starts so."""
+    return speed[(speed["variant"] == variant) & (speed["harness"] == harness) & (speed["batch"] == 1)
+                 & (speed["threads"] == speed["threads"].max()) & speed["device"].str.startswith(device)]

@@ -1,36 +1,38 @@
-"""Images per second (§3.3) and peak memory, measured so that variants can be compared on a noisy machine.
+"""Images per second (§3.3), measured so that networks can be compared on a noisy machine.
 
-The paper gives frames per second without saying how they were taken, so the harness is part of the
-result here: `predict loop` calls `model.predict_on_batch` once per batch, as a script would;
-`compiled call` runs the network as one compiled function; `compiled call + decode` adds reading
-the image files. Variants take turns in a new random order every round, after a warm-up, so that a
-machine that slows down slows all of them.
+The paper gives frames per second without saying how they were taken, so the harness is part of the result here:
+`predict loop` calls `model.predict(x, verbose=0)` once per batch, as a script would; `compiled call` runs the network
+as one compiled function; `exported` runs it without Keras, see `export`. `+ decode` adds reading, harmonising and
+resizing of the image file. What is compared takes turns, see `timing`.
 """
 
-import os
-import subprocess
-import sys
+import itertools
+import math
 import time
-from pathlib import Path
+from collections import namedtuple
+from functools import partial
 
-import keras
 import numpy as np
-import pandas as pd
 
-from . import intake
+from . import provenance, timing
 
-HARNESSES = ("predict loop", "compiled call", "compiled call + decode")
-COLUMNS = ["variant", "harness", "batch", "device", "median_fps", "q1", "q3", "n"]
+LOOP, COMPILED, EXPORTED, DECODE = "predict loop", "compiled call", "exported", " + decode"
+Case = namedtuple("Case", "variant harness precision image_size batch threads device")  # what one row is about
+COLUMNS = [*Case._fields, "median_fps", "q1", "q3", "n"]
 
 
 def devices() -> list[str]:
     """Devices Keras can use here, the CPU first: `["cpu:0"]` or `["cpu:0", "gpu:0"]`."""
+    import keras
+
     found = {name.lower().replace("cuda", "gpu") for name in keras.distribution.list_devices()}
     return ["cpu:0"] + (["gpu:0"] if any(name.startswith("gpu") for name in found) else [])
 
 
 def compiled(model):
     """The model as one compiled inference function: (B, H, W, 1) 0..255 to numpy (B, classes)."""
+    import keras
+
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -53,107 +55,152 @@ def compiled(model):
     return call
 
 
-def measure(models, batch_sizes=(1, 16), repeats=10, calls=2, warmup=1, paths=(), device=None, seed=0,
-            clock=time.perf_counter, progress=None) -> pd.DataFrame:
-    """Time every model under every harness and batch size, in turns.
+def keras_cases(variant, model, precision, batches=(1,), paths=(), device="cpu:0") -> dict:
+    """Case -> a function that does one call of it: `model` in the predict loop and as a compiled call.
 
-    models: variant -> built classifier. Build them on the device they are timed on:
-    `with keras.device(device): models = ...`, once per name in `devices()`.
-    paths: image files for the decoding harness, which is left out where there are none.
-    One sample is `calls` calls in a row, timed together; `repeats` samples per row.
-    progress: wraps the rounds, for example `tqdm.tqdm`.
-    Returns one row per variant, harness and batch: median_fps, q1 and q3 in images per second.
+    Build the model on the device it is timed on: `with keras.device(device): ...`. precision: the one it was built in.
+    paths: image files for the compiled call with decoding, one slice at a time, which is left out where there are none.
+    Threads are those of the framework, which are fixed when its process starts: all.
     """
-    sizes = [("batch_sizes", size) for size in batch_sizes]
-    for name, value in (("repeats", repeats), ("calls", calls), *sizes):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
-    device = device or devices()[-1]
-    rounds = range(repeats)
-    with keras.device(device):
-        tasks = _tasks(models, batch_sizes, list(paths), np.random.default_rng(seed))
-        samples = {key: [] for key in tasks}
-        for run in tasks.values():
-            for _ in range(warmup):
-                run()
-        for turn in progress(rounds) if progress else rounds:
-            for key in _turn(list(tasks), seed, turn):
-                start = clock()
-                for _ in range(calls):
-                    tasks[key]()
-                samples[key].append(calls * key[2] / (clock() - start))
+    import keras
+
+    function, size = compiled(model), model.input_shape[1]
+    case = Case(variant, LOOP, precision, size, 1, provenance.threads(), device)
+    cases = {}
+
+    def add(harness, call, batch=1):
+        def run():
+            with keras.device(device):
+                call()
+
+        cases[case._replace(harness=harness, batch=batch)] = run
+
+    for batch in batches:
+        images = _noise(batch, model).astype("float32")
+        add(LOOP, lambda x=images: model.predict(x, verbose=0), batch)
+        add(COMPILED, lambda x=images: function(x), batch)
+    if paths:
+        add(COMPILED + DECODE, _decoding(lambda x: function(x.astype("float32")), paths, size))
+    return cases
+
+
+def exported_precisions() -> tuple[str, ...]:
+    """Those worth timing here: bfloat16 only where OpenVINO's processor computes in it."""
+    from . import export
+
+    able = "BF16" in export._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name in export.PRECISIONS if name != "bfloat16" or able)
+
+
+def exported_cases(folder, precisions, batches=(1,), paths=()) -> dict:
+    """Case -> a function that does one call of it: an exported network in each precision, on the processor.
+
+    Every batch with all threads, one slice with all, half, a quarter ... of them and with one, and with decoding.
+    """
+    from . import export
+
+    every, cases = provenance.threads(), {}
+    fewer = [every // 2**k for k in range(1, every.bit_length())]
+    for precision in precisions:
+        for batch, threads in [*((size, every) for size in batches), *((1, count) for count in fewer)]:
+            call = export.load(folder, precision, threads=threads, batch=batch)
+            case = Case(call.name, EXPORTED, precision, call.image_size, batch, threads, "cpu:0")
+            cases[case] = partial(call, _noise(batch, call))
+            if paths and (batch, threads) == (1, every):
+                cases[case._replace(harness=EXPORTED + DECODE)] = _decoding(call, paths, call.image_size)
+    return cases
+
+
+def measure(cases, repeats, least=0.05, clock=time.perf_counter, progress=None) -> dict:
+    """Case -> seconds per image in each round, float (repeats,).
+
+    A call that is shorter than `least` seconds is made so often that a sample lasts about as long.
+    cases: of `keras_cases` and `exported_cases`; they take turns, in a new random order every round.
+    """
+    tasks, images = {}, {}
+    for case, call in cases.items():
+        call()  # the first traces, compiles and allocates
+        start = clock()
+        call()
+        calls = max(1, math.ceil(least / max(clock() - start, 1e-9)))
+        tasks[case], images[case] = lambda call=call, calls=calls: [call() for _ in range(calls)], calls * case.batch
+    seconds = timing.interleave(tasks, repeats, warmup=0, clock=clock, progress=progress)
+    return {case: seconds[case] / images[case] for case in cases}
+
+
+def table(seconds):
+    """DataFrame of COLUMNS: median and quartiles of images per second. seconds: of `measure`."""
+    import pandas as pd
+
+    return pd.DataFrame([(*case, *timing.quartiles(1 / values), len(values)) for case, values in seconds.items()],
+                        columns=COLUMNS)
+
+
+def ratios(seconds, variant, baseline):
+    """How many times faster than `baseline`, for every case of both: DataFrame of the case's fields, ratio, q1, q3."""
+    import pandas as pd
+
     rows = []
-    for (variant, harness, batch), values in samples.items():
-        q1, median, q3 = np.percentile(values, [25, 50, 75])
-        rows.append((variant, harness, batch, device, median, q1, q3, len(values)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    for case, values in seconds.items():
+        other = case._replace(variant=baseline)
+        if case.variant == variant and other in seconds:
+            rows.append((*case[1:], *timing.speedup(values, seconds[other])))
+    return pd.DataFrame(rows, columns=[*Case._fields[1:], "ratio", "q1", "q3"])
 
 
-def _turn(keys, seed, turn):
-    """The keys in this round's order."""
-    return [keys[i] for i in np.random.default_rng([seed, turn]).permutation(len(keys))]
+def first_calls(model, frames) -> np.ndarray:
+    """Seconds of each of the first `frames` calls of a predict loop that nothing was done with before, float (frames,).
 
-
-def _tasks(models, batch_sizes, paths, rng) -> dict:
-    """(variant, harness, batch) -> a function that does one call of that harness."""
-    tasks = {}
-    for variant, model in models.items():
-        size = model.input_shape[1]
-        function = compiled(model)
-        for batch in batch_sizes:
-            images = rng.integers(0, 256, (batch, size, size, 1)).astype("float32")
-            tasks[variant, HARNESSES[0], batch] = lambda m=model, x=images: m.predict_on_batch(x)
-            tasks[variant, HARNESSES[1], batch] = lambda f=function, x=images: f(x)
-            if paths:
-                chosen = [paths[i % len(paths)] for i in range(batch)]
-                tasks[variant, HARNESSES[2], batch] = lambda f=function, p=chosen, s=size: f(decode(p, s))
-    return tasks
-
-
-def decode(paths, size) -> np.ndarray:
-    """Read image files as the classifier takes them: float32 (B, size, size, 1) in 0..255."""
-    return np.stack([intake.see(path, 0, size) for path in paths])[..., None].astype("float32")
-
-
-def peak_memory(variant, image_size, batch=1, classes=3) -> dict:
-    """Peak resident memory in MiB of a fresh process that builds `variant` and predicts one batch.
-
-    `framework_mib` is the peak before the model is built (interpreter and framework alone). On
-    a GPU this is the host's memory, not the card's.
+    The first of them traces and compiles.
     """
-    command = [sys.executable, "-m", "covidlib.speed", variant, str(image_size), str(batch), str(classes)]
-    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if answer.returncode:
-        raise RuntimeError(f"the memory measurement of {variant} failed:\n{answer.stderr[-2000:]}")
-    framework, peak = map(float, answer.stdout.split()[-2:])
-    return {"framework_mib": framework, "peak_mib": peak}
+    import keras
+
+    fresh, image, ends = keras.Model(model.inputs, model.outputs[0]), _noise(1, model), [time.perf_counter()]
+    for _ in range(frames):
+        fresh.predict(image.astype("float32"), verbose=0)
+        ends.append(time.perf_counter())
+    return np.diff(ends)
 
 
-def _peak_mib() -> float:
-    if sys.platform == "win32":
-        import psutil
+def fading(cold, warm):
+    """Speed of `warm` over `cold` when only the first n frames of `cold` count: DataFrame (frames, ratio, q1, q3).
 
-        return psutil.Process().memory_info().peak_wset / 2**20
-    if sys.platform == "darwin":
-        import resource
+    cold: float (repeats, frames), of `first_calls`; warm: float (repeats,), seconds per image of the other network.
+    """
+    import pandas as pd
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    # not ru_maxrss, which on Linux a new process inherits from the one that started it
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    means = cold.cumsum(axis=1) / np.arange(1, cold.shape[1] + 1)
+    return pd.DataFrame([(n, *timing.speedup(warm, mean)) for n, mean in enumerate(means.T, start=1)],
+                        columns=["frames", "ratio", "q1", "q3"])
 
 
-def main(variant, image_size, batch, classes) -> None:
-    """Print this process's peak memory in MiB before and after building and using one model."""
-    from .models import build_classifier
+def mistakes(seconds, pairs):
+    """What each mistake makes of one network's speed over another's, beside the same without it.
 
-    before = _peak_mib()
-    names = [f"class_{i}" for i in range(int(classes))]
-    model = build_classifier(variant, names, int(image_size))
-    compiled(model)(np.zeros((int(batch), int(image_size), int(image_size), 1), "float32"))
-    print(f"{before:.1f} {_peak_mib():.1f}")
+    seconds: of `measure`; pairs: mistake -> (case in front, what it is wrongly compared with, the fair comparison).
+    DataFrame: mistake, in_front and beside (in what the two differ), apparent and honest ratio with their quartiles.
+    """
+    import pandas as pd
+
+    names = [f"{kind}{end}" for kind in ("apparent", "honest") for end in ("", "_q1", "_q3")]
+    rows = []
+    for mistake, (own, unfair, fair) in pairs.items():
+        ratios = [ratio for other in (unfair, fair) for ratio in timing.speedup(seconds[own], seconds[other])]
+        rows.append([mistake, _differing(own, unfair), _differing(unfair, own), *ratios])
+    return pd.DataFrame(rows, columns=["mistake", "in_front", "beside", *names])
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def _differing(case, other):
+    return ", ".join(f"{name} {value}" for name, value, its in zip(Case._fields[1:], case[1:], other[1:], strict=True)
+                     if value != its)
+
+
+def _noise(batch, model):
+    return np.random.default_rng(0).integers(0, 256, (batch, *model.input_shape[1:]), dtype=np.uint8)
+
+
+def _decoding(call, paths, size):
+    from . import intake
+
+    turn = itertools.cycle(paths)
+    return lambda: call(intake.see(next(turn), 0, size)[None, ..., None])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covidlib import figures
+from covidlib import figures, speed_figures
 
 CLASSES = ("covid", "viral", "normal")
 
@@ -31,10 +31,14 @@ def compared():
 
 @pytest.fixture(scope="module")
 def timed():
-    rows = [("resnet50", "predict loop", 1, 8.0), ("improved", "predict loop", 1, 6.0),
-            ("resnet50", "compiled call", 16, 40.0), ("improved", "compiled call", 16, 30.0)]
-    return pd.DataFrame([{"variant": v, "harness": h, "batch": b, "device": "cpu:0", "median_fps": f,
-                          "q1": f - 1, "q3": f + 1, "n": 5} for v, h, b, f in rows])
+    rows = [("resnet50", "predict loop", "float32", 1, 2, 8.0), ("improved", "predict loop", "float32", 1, 2, 6.0),
+            ("resnet50", "compiled call", "float32", 16, 2, 40.0),
+            ("improved", "compiled call", "float32", 16, 2, 30.0),
+            ("improved", "exported", "float32", 1, 2, 20.0), ("improved", "exported", "int8", 1, 2, 80.0),
+            ("improved", "exported", "int8", 1, 1, 50.0)]
+    return pd.DataFrame([{"variant": v, "harness": h, "precision": p, "image_size": 64, "batch": b, "threads": t,
+                          "device": "cpu:0", "median_fps": f, "q1": f - 1, "q3": f + 1, "n": 5}
+                         for v, h, p, b, t, f in rows])
 
 
 def texts(figure):
@@ -122,8 +126,28 @@ def test_comparison_without_the_baseline(compared):
 
 
 def test_speed_has_a_panel_per_batch(timed):
-    figure = figures.speed(timed)
-    assert texts(figure) == ["Batch 1: resnet50 reaches 8 images/s", "Batch 16: resnet50 reaches 40 images/s"]
+    figure = speed_figures.speed(timed)
+    assert texts(figure) == ["Batch 1: improved reaches 80 images/s", "Batch 16: resnet50 reaches 40 images/s"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"resnet50", "improved", "paper, improved: 12.75"} <= set(labels)
+    both = pd.concat([timed, timed.assign(device="gpu:0")], ignore_index=True)
+    ways = [text.get_text() for text in speed_figures.speed(both).axes[0].get_yticklabels()]
+    assert "compiled call, float32, gpu:0" in ways
+
+
+def test_scaling_over_batch_and_threads(timed):
+    assert texts(speed_figures.scaling(timed)) == ["80 images/s (batch 1): improved",
+                                                   "80 images/s (threads 2): improved"]
+
+
+def test_mistakes_are_counted_against_the_papers_gain():
+    rows = [["a", 2.0, 1.9, 2.1, 0.9, 0.8, 1.0], ["b", 1.2, 1.1, 1.3, 0.9, 0.8, 1.0]]
+    kinds = [f"{kind}{end}" for kind in ("apparent", "honest") for end in ("", "_q1", "_q3")]
+    first = pd.DataFrame({"frames": [1, 2, 3], "ratio": [4.0, 2.0, 1.0], "q1": [4.0, 2.0, 1.0], "q3": [4.0, 2.0, 1.0]})
+    table = pd.DataFrame(rows, columns=["mistake", *kinds])
+    assert texts(speed_figures.mistakes(table, first)) == ["1 of 2 mistakes yield the paper's gain or more",
+                                                           "First call counted: 1.62 at 2 frames"]
+    assert texts(speed_figures.mistakes(table, first[2:]))[1] == "First call counted"
 
 
 def test_tables_put_the_paper_beside_us(compared, timed):
@@ -133,6 +157,7 @@ def test_tables_put_the_paper_beside_us(compared, timed):
     assert table.loc["improved", "accuracy, paper"] == 0.901
     assert table.loc["improved", "FPS CPU, here"] == 6.0
     assert table["FPS GPU, here"].isna().all()
+    assert table.loc["improved", "FPS CPU, exported"] == 80.0 and pd.isna(table.loc["resnet50", "FPS CPU, exported"])
     assert figures.table2(compared)["FPS CPU, here"].isna().all()
 
 
