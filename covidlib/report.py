@@ -28,11 +28,16 @@ FIGURES = {  # name in figures/: number in the paper, caption
     "audit_shortcuts": ("Audit", "Accuracy of classifiers without anatomy, before and after harmonisation."),
     "audit_views": ("Audit", "Slices as read, lungs outlined, and as the network sees them."),
     "audit_pairs": ("Audit", "Near-identical pairs, those in two parts of the split first."),
-    "speed": ("Beside the paper", "Images per second (§3.3)."),
+    "speed": ("Beside the paper", "Images per second of every way to call the networks, quartiles (§3.3)."),
+    "speed_scaling": ("Beside the paper", "Images per second over slices per call and threads."),
+    "speed_mistakes": ("Beside the paper", "How to get 1.6x out of nothing: slips of a harness, made on purpose."),
 }
 TABLES = {
     "table1": ("Table 1", "The machine of the paper and the one used here (§3.1)."),
     "table2": ("Table 2", "Accuracy and images per second beside the paper's (§3.3)."),
+    "ratios": ("Beside the paper", "Images per second of improved over resnet50, both treated alike."),
+    "mistakes": ("Beside the paper", "What slips of a harness make of that ratio; which the paper made is not known."),
+    "costs": ("Beside the paper", "Parameters, multiply-accumulates and peak memory (one slice)."),
     "audit_leaks": ("Audit", "What the parts of the split, or the classes, share."),
     "audit_conflicts": ("Audit", "The same picture under two labels."),
     "audit_duplicates": ("Audit", "Near-identical pairs; a distance in bits of 64."),
