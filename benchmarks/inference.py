@@ -8,13 +8,14 @@ exported network does.
 
 Harnesses: "predict loop" calls `model.predict` for every batch, as a script would and as the paper's probably did;
 "predict_on_batch" and "compiled call" are Keras's other ways; "exported" is `covidlib.export`; "frozen trace" is
-PyTorch's, of the same network with the same weights (`torch_graph`). Keras computes the networks of covidlib in its
-precision for this machine (`auto`) and keras.applications in float32. Weights are random, with random statistics:
-time does not depend on them, and what int8 costs in accuracy is measured by `quantisation`.
+PyTorch's, of the same network with the same weights, in a process of its own (`torch_graph`). Keras computes the
+networks of covidlib in its precision for this machine (`auto`) and keras.applications in float32. Weights are random,
+with random statistics: time does not depend on them, and what int8 costs in accuracy is measured by `quantisation`.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -58,8 +59,9 @@ def main():
             export.write(models[name], Path(place, name), CLASSES, calibration=slices,
                          onnx=name != "improved_faithful")
         for batch in settings.batches:
-            tasks = sides(models, Path(place), batch, settings.size)
-            found = measure(tasks | ceilings(), batch, settings.rounds)
+            with of_torch(models["improved"], Path(place), batch, settings.size) as tasks:
+                tasks = tasks | sides(models, Path(place), batch, settings.size)
+                found = measure(tasks | ceilings(), batch, settings.rounds)
             rates |= {key: found[key] for key in tasks}
             ceiling[batch] = {what: work * found[what] / batch / 1e9 for what, work in WORK.items()}
     for (batch, framework, precision, variant, harness), samples in rates.items():
@@ -84,8 +86,7 @@ def varied(model):
 
 def sides(models, place, batch, size):
     """(batch, framework, precision, variant, harness) -> a function of one call, for all that is compared."""
-    images = np.random.default_rng(1).integers(0, 256, (batch, size, size, 1), dtype=np.uint8)
-    tasks = {}
+    images, tasks = pictures(batch, size), {}
     for name in (APPLICATIONS, "resnet50", "improved"):
         tasks |= of_keras(models[name], name, batch, images.astype("float32"))
     for name in EXPORTED:
@@ -95,7 +96,11 @@ def sides(models, place, batch, size):
     for name in ("resnet50", "improved"):
         tasks[batch, "onnxruntime", "float32", name, "exported"] = bind(
             export.load(place / name, runtime="onnxruntime", batch=batch), images)
-    return tasks | of_torch(models["improved"], batch, images)
+    return tasks
+
+
+def pictures(batch, size):
+    return np.random.default_rng(1).integers(0, 256, (batch, size, size, 1), dtype=np.uint8)
 
 
 def of_keras(model, name, batch, images):
@@ -109,18 +114,28 @@ def of_keras(model, name, batch, images):
     return {(batch, framework, precision, name, way): function for way, function in ways.items()}
 
 
-def of_torch(model, batch, images):
-    try:
-        import torch
-
-        from benchmarks import torch_graph
-    except ImportError:
+@contextlib.contextmanager
+def of_torch(model, place, batch, size):
+    """The tasks of PyTorch, in a process each (see torch_graph)."""
+    if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed (extra `bench`): its side is left out", flush=True)
-        return {}
-    torch.set_num_threads(provenance.threads())
-    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return {(batch, "torch", name, "improved", "frozen trace"): bind(torch_graph.answer(model, kind, images), images)
-            for name, kind in precisions.items()}
+        yield {}
+        return
+    from benchmarks.torch_graph import Elsewhere
+
+    images = pictures(batch, size)
+    np.save(place / "images.npy", images)
+    model.save(place / "model.keras")
+    expected = export.load(place / "improved", batch=batch)(images)
+    sides = {name: Elsewhere(place / "model.keras", name, place / "images.npy") for name in ("float32", "bfloat16")}
+    try:
+        for name, side in sides.items():
+            difference = np.abs(side.probabilities.reshape(expected.shape) - expected).max()
+            print(f"PyTorch's probabilities in {name} are within {difference:.1g} of the exported ones", flush=True)
+        yield {(batch, "torch", name, "improved", "frozen trace"): side for name, side in sides.items()}
+    finally:
+        for side in sides.values():
+            side.close()
 
 
 def bind(function, images):

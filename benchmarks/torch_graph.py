@@ -2,9 +2,18 @@
 
 Keras's own PyTorch backend would be timed with Keras's overhead for every layer. Here the graph is walked once and
 rebuilt of PyTorch's own modules, as its users write and serve a network: channels_last, every normalisation folded
-into the convolution before it, under torch.inference_mode.
+into the convolution before it, traced and frozen, under torch.inference_mode.
+
+    KERAS_BACKEND=torch python -m benchmarks.torch_graph model.keras bfloat16 images.npy
+
+answers one line for every line it reads, after one more call of the network: in a process of its own no other
+framework's threads stand in PyTorch's way, and it takes turns all the same (`Elsewhere`). Its threads wait by spinning:
+on a machine that is busy otherwise a call takes up to 200 times as long, so that only quiet runs are fair to it.
 """
 
+import os
+import subprocess
+import sys
 import warnings
 
 import keras
@@ -13,6 +22,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import covidlib.models  # noqa: F401  registers the layers that a file names
 
 
 class Network(nn.Module):
@@ -61,14 +72,50 @@ def answer(model, dtype, images):
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # shapes become constants, as is wanted
         network = torch.jit.freeze(torch.jit.trace(Network(model, dtype), torch.from_numpy(images)))
-        if dtype == torch.float32:
-            network = torch.jit.optimize_for_inference(network)
 
     def call(images):
         with torch.inference_mode():
             return network(torch.from_numpy(images)).numpy()
 
     return call
+
+
+class Elsewhere:
+    """PyTorch in a process of its own: an object to call, each time for one batch. Ended by `close`."""
+
+    def __init__(self, model_path, dtype, images_path):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.torch_graph", model_path, dtype, images_path],
+            env={**os.environ, "KERAS_BACKEND": "torch"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.probabilities = np.array(self._answer().split(), float)
+
+    def __call__(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process with PyTorch ended. Received: returncode={self.process.wait()}")
+        return line
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main(model_path, dtype, images_path):
+    from covidlib import provenance
+
+    torch.set_num_threads(provenance.threads())
+    images = np.load(images_path)
+    model = keras.models.load_model(model_path, compile=False)
+    call = answer(model, getattr(torch, dtype), images)
+    print(*call(images).ravel(), flush=True)
+    for _ in sys.stdin:
+        call(images)
+        print("done", flush=True)
 
 
 def _nodes(model):
@@ -148,3 +195,7 @@ def _translate(layer, node):
     if kind not in known:
         raise ValueError(f"no PyTorch equivalent is known. Received: layer={layer.name!r}, a {kind}")
     return known[kind]()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
