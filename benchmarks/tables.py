@@ -43,7 +43,7 @@ def write(rows, mode, more=(), where=None, show=True):
     """
     for precision, framework in sorted({(row["precision"], row["framework"]) for row in rows}):
         part = [row for row in rows if (row["precision"], row["framework"]) == (precision, framework)]
-        _save(f"{mode}_{precision}_{framework}_{where or device()}.csv", part, [*COLUMNS, *more], 2, show)
+        save(f"{mode}_{precision}_{framework}_{where or device()}.csv", part, [*COLUMNS, *more], 2, show)
 
 
 def write_bars(bars, mode, command, where=None, show=True):
@@ -58,10 +58,14 @@ def write_bars(bars, mode, command, where=None, show=True):
             reached = found[0] <= wanted if isinstance(wanted, AtMost) else found[0] >= wanted
             row |= dict(zip(("measured", "q1", "q3"), found, strict=True), met="yes" if reached else "no")
         rows.append(row)
-    _save(f"{mode}_bars_{where or device()}.csv", rows, BARS, 3, show, hidden=("command",))
+    save(f"{mode}_bars_{where or device()}.csv", rows, BARS, 3, show, hidden=("command",))
 
 
-def _save(name, rows, columns, digits, show, hidden=()):
+def save(name, rows, columns, digits=2, show=True, hidden=()):
+    """Write dicts to the file `name` in RESULTS, `date` added, numbers rounded to `digits`, what is missing empty.
+
+    show: print the table, too, without the columns `hidden`.
+    """
     rows = [[_text(row.get(column, ""), digits) for column in columns]
             for row in ({**row, "date": datetime.date.today()} for row in rows)]
     RESULTS.mkdir(parents=True, exist_ok=True)

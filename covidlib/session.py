@@ -16,6 +16,7 @@ from covidlib.augmentation import Augmenter
 from covidlib.files import write_atomically
 from covidlib.intake import quiet, slice_indices
 from covidlib.models import build_classifier
+from covidlib.optimizer import AdamW
 from covidlib.pipeline import Batches, feed
 from covidlib.runs import differences, write_json
 
@@ -83,7 +84,7 @@ class Session:
         peak, rise = self.parameters["learning_rate"], max(1, round(WARM_UP * steps))
         decay = keras.optimizers.schedules.CosineDecay
         schedule = decay(0.0, max(1, steps - rise), alpha=0.01, warmup_target=peak, warmup_steps=rise)
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
+        optimizer = AdamW(schedule, weight_decay=WEIGHT_DECAY)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         trainer = keras.Model(self.model.inputs, self.model.outputs[0])
         # XLA on TensorFlow halves the speed of this model on CPUs

@@ -1,0 +1,230 @@
+"""The whole benchmark of a GPU in under 8 minutes, with Keras, NumPy and one of its backends and nothing else.
+
+    KERAS_BACKEND=jax python -m benchmarks.gpu              # or tensorflow, or torch
+    KERAS_BACKEND=jax python -m benchmarks.gpu --help       # a CPU takes small settings unless told otherwise
+
+Writes, as it goes (see `tables`; a row that did not fit into the budget has no figure):
+
+    backend-inference, backend-training   images/s of each network, from device memory and, as uint8, from host memory
+    backend-coverage                      every variant built, trained for one step and used once
+    backend-<name>_bars, backend-<name>_paper   the bars on a GPU, and the paper's GPU column of Table 2 beside ours
+
+A sample is as many calls as take a fifth of a second, waited for at its end; images/s are medians and quartiles over
+samples. `first_call` is the seconds that the first call took, compilation included; it counts nowhere else. Share of
+peak: operations (two per multiply-accumulate, threefold in training) by those of a large matrix product in this run.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from benchmarks import backends, tables
+from covidlib import complexity, timing
+from covidlib.models import VARIANTS, build_classifier
+
+CLASSES = ("covid", "viral", "normal")
+APPLICATIONS = "keras.applications"
+HARNESS = "compiled call"
+NETWORKS = ("improved", "resnet50", "improved_faithful", APPLICATIONS)
+PRECISIONS = ("mixed_bfloat16", "float32")
+COVERAGE = ("variant", "image_size", "batch", "builds", "trains", "infers", "date")
+MORE = ("first_call", "tflops", "share_of_peak", "device_mib")
+PAPER = {"improved": 39.56, "resnet50": 23.52}  # Table 2, GPU: frames per second, one image at a time
+BARS = {"inference": 8000, "training": 2000}  # images/s of `improved`, bfloat16, batch 256, 224 px, H200-class card
+LAST = 45  # seconds before the end of the budget after which no row begins
+
+
+class Bench:
+    """One run: its settings, its clock, and the rows so far by mode."""
+
+    def __init__(self, settings):
+        self.settings, self.framework = settings, keras.backend.backend()
+        self.device = backends.current()
+        for name, value in {"xla": settings.xla, "compiles": not settings.eager}.items():
+            if hasattr(self.device, name):
+                setattr(self.device, name, value)
+        self.where = tables.device(gpu=bool(self.device.gpu))
+        self.end = time.perf_counter() + settings.budget
+        self.rows = {"inference": [], "training": []}
+        self.random = np.random.default_rng(0)
+        self.peaks = {}
+
+    def out_of_time(self):
+        return time.perf_counter() > self.end - min(LAST, self.settings.budget / 4)
+
+    def add(self, mode, precision, **row):
+        threads = None if self.device.gpu else len(os.sched_getaffinity(0))
+        self.rows[mode].append({"precision": precision, "framework": self.framework, "threads": threads, **row})
+        tables.write(self.rows[mode], f"backend-{mode}", MORE, self.where, show=False)
+        print(f"{mode:10}", *(f"{value:.4g}" if isinstance(value, float) else value
+                              for value in [precision, *row.values()] if value is not None), flush=True)
+
+    def peak(self, precision):
+        """Operations per second of a matrix product in this precision, measured once."""
+        if precision not in self.peaks:
+            size = 8192 if self.device.gpu else 1024
+            dtype = "bfloat16" if "bfloat16" in precision else "float32"
+            a, b = (keras.ops.convert_to_tensor(keras.random.normal((size, size), seed=seed, dtype=dtype))
+                    for seed in (1, 2))
+            product = self.device.product(a, b)
+            small = keras.ops.sum  # waiting must not fetch 8192 x 8192 numbers
+            rates, _ = self.rates(product, 2.0 * size**3, lambda result: self.device.wait(small(result)))
+            self.peaks[precision] = timing.quartiles(rates)[0]
+            print(f"peak       {precision} {self.peaks[precision] / 1e12:.4g} TFLOP/s", flush=True)
+        return self.peaks[precision]
+
+    def rates(self, call, amount, wait):
+        """(`amount` per second of `call` in each sample, seconds of the first call)."""
+        start = time.perf_counter()
+        wait(call())
+        first = time.perf_counter() - start
+        start = time.perf_counter()
+        wait(call())
+        calls = max(1, round(0.2 / (time.perf_counter() - start)))
+        rates, begun = [], time.perf_counter()
+        while not rates or time.perf_counter() - begun < self.settings.seconds:
+            start = time.perf_counter()
+            for _ in range(calls):
+                result = call()
+            wait(result)
+            rates.append(calls * amount / (time.perf_counter() - start))
+        return rates, first
+
+    def arrays(self, batch, size, channels):
+        images = self.random.integers(0, 256, (batch, size, size, channels), dtype=np.uint8)
+        return images, np.eye(len(CLASSES), dtype="float32")[self.random.integers(0, len(CLASSES), batch)]
+
+    def network(self, name, precision):
+        """Images/s of one network: in batches, trained, and one at a time."""
+        model = build(name, self.settings.image_size, precision)
+        for mode, batch in (("inference", self.settings.batch), ("training", self.settings.batch), ("inference", 1)):
+            row = {"variant": name, "image_size": self.settings.image_size, "batch": batch}
+            if self.out_of_time():
+                self.add(mode, precision, **row)
+            else:
+                self.job(mode, precision, model, row)
+
+    def job(self, mode, precision, model, row):
+        """Images/s of a compiled function, with its input in the device's memory and in the host's."""
+        device, training = self.device, mode == "training"
+        operations = (6 if training else 2) * complexity.count(model).macs
+        device.forget_memory()
+        function = device.trainer(model) if training else device.predictor(model)
+        given = self.arrays(row["batch"], *model.input_shape[2:])[:1 + training]
+        given = [device.host(array) for array in given]
+        held = [device.put(array) for array in given]
+        rates, first = self.rates(lambda: function(*held), row["batch"], device.wait)
+        more = {"first_call": first, "device_mib": device.memory(function)}
+        self.add(mode, precision, **row, harness=HARNESS, **self.figures(rates, operations, precision), **more)
+        rates, _ = self.rates(lambda: function(*map(device.put, given)), row["batch"], device.wait)
+        self.add(mode, precision, **row, harness="the same from host memory",
+                 **self.figures(rates, operations, precision))
+
+    def figures(self, rates, operations, precision):
+        median, q1, q3 = timing.quartiles(rates)
+        return {"images_per_second": median, "q1": q1, "q3": q3, "rounds": len(rates),
+                "tflops": operations * median / 1e12, "share_of_peak": operations * median / self.peak(precision)}
+
+    def coverage(self, precision):
+        """Every variant: built, one step of training, one answer; seconds of each, compilation included."""
+        device, size, batch = self.device, self.settings.coverage_size, 8
+        rows = []
+        for name in VARIANTS:
+            if self.out_of_time():
+                break
+            keras.utils.clear_session()
+            times = [time.perf_counter()]
+            model = build(name, size, precision)
+            times.append(time.perf_counter())
+            images, labels = (device.put(device.host(array)) for array in self.arrays(batch, size, 1))
+            loss = device.wait(device.trainer(model)(images, labels))
+            times.append(time.perf_counter())
+            answer = device.wait(device.predictor(model)(images))
+            times.append(time.perf_counter())
+            if not (np.isfinite(loss) and np.allclose(answer.sum(axis=-1), 1, atol=1e-3)):
+                raise FloatingPointError(f"{name} gives no probabilities. Received: loss={loss}, answer={answer}")
+            seconds = dict(zip(("builds", "trains", "infers"), np.diff(times).tolist(), strict=True))
+            rows.append({"variant": name, "image_size": size, "batch": batch, **seconds})
+            tables.save(f"backend-coverage_{precision}_{self.framework}_{self.where}.csv", rows, COVERAGE, show=False)
+            print("coverage  ", name, {key: round(value, 1) for key, value in seconds.items()}, flush=True)
+
+
+def build(name, size, precision):
+    if name != APPLICATIONS:
+        return build_classifier(name, CLASSES, size, precision=precision)
+    keras.config.set_dtype_policy(precision)
+    try:
+        return keras.applications.ResNet50(weights=None, classes=len(CLASSES), input_shape=(size, size, 3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def found(rows, precision, **wanted):
+    """(median, q1, q3) of the row in `rows` that has these values, None where it was not measured."""
+    wanted |= {"precision": precision, "harness": HARNESS}
+    for row in rows:
+        if row.items() >= wanted.items() and "images_per_second" in row:
+            return row["images_per_second"], row["q1"], row["q3"]
+    return None
+
+
+def write_bars(bench):
+    """The bars of a GPU and the paper's GPU column; "not measured" on a CPU or at other settings."""
+    name = f"backend-{bench.framework}"
+    bars = []
+    for mode, least in BARS.items():
+        got = found(bench.rows[mode], "mixed_bfloat16", variant="improved", image_size=224, batch=256)
+        bars.append((f"improved, {mode}, bfloat16, batch 256, 224 px, images/s", least,
+                     got if bench.device.gpu else None))
+    command = f"KERAS_BACKEND={bench.framework} python -m benchmarks.gpu"
+    tables.write_bars(bars, name, command, bench.where)
+    columns = ["network", "paper_gpu_fps", *(f"ours_{precision}" for precision in PRECISIONS), "date"]
+    lines = []
+    for network, frames in PAPER.items():
+        line = {"network": network, "paper_gpu_fps": frames}
+        for precision in PRECISIONS:
+            ours = found(bench.rows["inference"], precision, variant=network, image_size=224, batch=1)
+            line[f"ours_{precision}"] = ours[0] if ours and bench.device.gpu else "not measured"
+        lines.append(line)
+    tables.save(f"{name}_paper_{bench.where}.csv", lines, columns)
+
+
+def arguments(gpu):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image-size", type=int, default=224 if gpu else 96)
+    parser.add_argument("--coverage-size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=256 if gpu else 4)
+    parser.add_argument("--seconds", type=float, default=3, help="of each row, without its first call")
+    parser.add_argument("--budget", type=float, default=450, help="seconds of the whole")
+    parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=[*VARIANTS, APPLICATIONS])
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument("--xla", action="store_true", help="TensorFlow through XLA")
+    parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
+    parser.add_argument("--results", type=Path, default=tables.RESULTS, help="folder")
+    return parser.parse_args()
+
+
+def main():
+    settings = arguments(backends.current().gpu)
+    tables.RESULTS = settings.results
+    bench = Bench(settings)
+    print(f"{bench.framework} on {bench.where}: {settings}", flush=True)
+    first, *others = settings.precisions
+    for name in settings.networks[:2]:
+        bench.network(name, first)
+    bench.coverage(first)
+    for precision, names in [(first, settings.networks[2:]), *((other, settings.networks) for other in others)]:
+        for name in names:
+            keras.utils.clear_session()
+            bench.network(name, precision)
+    write_bars(bench)
+
+
+if __name__ == "__main__":
+    main()
