@@ -151,13 +151,13 @@ class _Compiled:
 
 
 class Torch:
-    """torch.compile where it works (`compiles`), else eager.
+    """Eager, or torch.compile (`compiles`), which Keras's layers break into many small graphs.
 
     Keras's convolutions and poolings on PyTorch copy (B, H, W, C) to (B, C, H, W) and, for convolutions, back to
     channels last. Here they get the permuted view, which is channels last already: the same numbers, no copy.
     """
 
-    def __init__(self, compiles=True):
+    def __init__(self, compiles=False):
         import torch
         from keras.src.backend.torch import nn
 
@@ -197,7 +197,11 @@ class Torch:
         return step
 
     def _compile(self, function):
-        return self.torch.compile(function) if self.compiles else function
+        if not self.compiles:
+            return function
+        self.torch.compiler.reset()  # shapes of the network before are no reason to compile for any shape
+        self.torch._dynamo.config.recompile_limit = 1024  # one function of Keras's meets every layer's shape
+        return self.torch.compile(function, dynamic=False)
 
     def product(self, a, b):
         return lambda: a @ b

@@ -30,7 +30,7 @@ from covidlib.models import VARIANTS, build_classifier
 
 CLASSES = ("covid", "viral", "normal")
 APPLICATIONS = "keras.applications"
-HARNESS = "compiled call"
+HARNESS = "from device memory"
 NETWORKS = ("improved", "resnet50", "improved_faithful", APPLICATIONS)
 PRECISIONS = ("mixed_bfloat16", "float32")
 COVERAGE = ("variant", "image_size", "batch", "builds", "trains", "infers", "date")
@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, settings):
         self.settings, self.framework = settings, keras.backend.backend()
         self.device = backends.current()
-        for name, value in {"xla": settings.xla, "compiles": not settings.eager}.items():
+        for name, value in {"xla": settings.xla, "compiles": settings.compile}.items():
             if hasattr(self.device, name):
                 setattr(self.device, name, value)
         self.where = tables.device(gpu=bool(self.device.gpu))
@@ -123,7 +123,7 @@ class Bench:
         more = {"first_call": first, "device_mib": device.memory(function)}
         self.add(mode, precision, **row, harness=HARNESS, **self.figures(rates, operations, precision), **more)
         rates, _ = self.rates(lambda: function(*map(device.put, given)), row["batch"], device.wait)
-        self.add(mode, precision, **row, harness="the same from host memory",
+        self.add(mode, precision, **row, harness="from host memory",
                  **self.figures(rates, operations, precision))
 
     def figures(self, rates, operations, precision):
@@ -205,7 +205,7 @@ def arguments(gpu):
     parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=[*VARIANTS, APPLICATIONS])
     parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--xla", action="store_true", help="TensorFlow through XLA")
-    parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
+    parser.add_argument("--compile", action="store_true", help="PyTorch with torch.compile")
     parser.add_argument("--results", type=Path, default=tables.RESULTS, help="folder")
     return parser.parse_args()
 
