@@ -7,7 +7,7 @@ ON_ERROR ?= raise
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help env reproduce test lab clean lock
+.PHONY: help env reproduce test benchmark lab clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -31,6 +31,17 @@ reproduce: env ## run a profile to its report and print the claims table
 
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest
+
+benchmark: env ## rewrite benchmarks/ with this machine's figures, 40 minutes; frontier: DATA_ROOT=ucsd-covid-ct's folder
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.augmentation
+	$(BIN)/python -m benchmarks.footprint
+	$(BIN)/python -m benchmarks.growth
+	for backend in tensorflow jax torch; do KERAS_BACKEND=$$backend $(BIN)/python -m benchmarks.gpu || exit 1; done
+	[ -z '$(DATA_ROOT)' ] || $(BIN)/python -m benchmarks.frontier --data-root '$(DATA_ROOT)'
+	$(BIN)/python -m benchmarks.bars
 
 lab: env ## JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_data.ipynb

@@ -197,11 +197,11 @@ def write_bars(bench):
 
 def arguments(gpu):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, default=224 if gpu else 96)
+    parser.add_argument("--image-size", type=int, default=224 if gpu else 64)
     parser.add_argument("--coverage-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=256 if gpu else 4)
-    parser.add_argument("--seconds", type=float, default=3, help="of each row, without its first call")
-    parser.add_argument("--budget", type=float, default=450, help="seconds of the whole")
+    parser.add_argument("--seconds", type=float, default=3 if gpu else 0.5, help="of each row, without its first call")
+    parser.add_argument("--budget", type=float, default=450 if gpu else 180, help="seconds of the whole")
     parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=[*VARIANTS, APPLICATIONS])
     parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--xla", action="store_true", help="TensorFlow through XLA")

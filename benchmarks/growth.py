@@ -8,8 +8,9 @@ up to 30,000 slices. `training`: one epoch of fitting `resnet50` at 32 px, batch
 of two batches before it is not counted. `step`: the median of a few training steps of `resnet50`, by image size (batch
 16) and by batch (96 px).
 
-Memory is the peak of what the process holds for itself (resident, not backed by a file), above what importing took.
-`mapped_mib` is how much of the cache file the kernel left mapped: it gives that up when somebody needs the memory.
+Memory is the peak of what the process holds for itself (resident, not backed by a file), above what importing took;
+what is below 10 MiB counts as 10. `mapped_mib` is how much of the cache file the kernel left mapped: it gives that up
+when somebody needs the memory.
 """
 
 import json
@@ -36,6 +37,7 @@ POINTS = {  # what: (values, quantity)
     "step by batch": ([1, 4, 16, 64], "images"),
 }
 COLUMNS = ["what", "quantity", "value", "seconds", "peak_mib", "mapped_mib", "date"]
+NOISE = 10  # MiB; less is not told apart from none
 LINEAR, FLAT = tables.AtMost(1.1), tables.AtMost(0.05)  # exponents: time and memory in the number of slices
 
 
@@ -178,16 +180,17 @@ def draw():
         for column, (quantity, (xlabel, title)) in enumerate(panels.items()):
             axis = axes[3 * row + column]
             for what, part in table[table.quantity == quantity].groupby("what", sort=False):
-                power = exponent(part.value, part[measured])
+                values = part[measured].clip(lower=NOISE if measured == "peak_mib" else 0)
+                power = exponent(part.value, values)
                 fits.append({"what": what, "against": quantity, "measured": measured, "exponent": power,
                              "from": part.value.min(), "to": part.value.max()})
-                axis.plot(part.value, part[measured], marker=markers[what],
+                axis.plot(part.value, values, marker=markers[what],
                           label=f"{names[what]}: exponent {power:.2f}")
             axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=label, title=title if row == 0 else "")
             if measured == "peak_mib":
-                axis.set_ylim(10, 2 * table[measured].max())
-            values = sorted(table[table.quantity == quantity].value.unique())
-            axis.set_xticks(values, [f"{value:,}" for value in values])
+                axis.set_ylim(NOISE / 2, 2 * table[measured].max())
+            ticks = sorted(table[table.quantity == quantity].value.unique())
+            axis.set_xticks(ticks, [f"{value:,}" for value in ticks])
             axis.minorticks_off()
             axis.legend(fontsize=8)
     figure.savefig(tables.RESULTS / f"growth_{tables.device()}.png", dpi=100, metadata={"Software": None})

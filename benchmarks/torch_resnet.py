@@ -38,10 +38,8 @@ def resnet50(classes):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels, classes))
 
 
-def training_step(batch, image_size, classes, threads=None):
-    """A function that trains one batch of random slices: channels_last, bfloat16 autocast, fused AdamW."""
-    if threads:
-        torch.set_num_threads(threads)
+def training_step(batch, image_size, classes, precision):
+    """A function that trains one batch of random slices: channels_last, autocast if bfloat16, fused AdamW."""
     model = resnet50(classes).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     images = torch.rand(batch, 3, image_size, image_size).to(memory_format=torch.channels_last)
@@ -49,7 +47,7 @@ def training_step(batch, image_size, classes, threads=None):
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(images)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         loss.backward()

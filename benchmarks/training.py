@@ -4,8 +4,9 @@
 
 Each side lives in a process of its own and does one step when it is asked to, so that no framework's threads stand in
 another's way, all take turns within one run, and each process's peak resident memory is that of one training. A step is
-forward, backward and AdamW on a constant batch. keras.applications is taken as a Keras user gets it: ResNet50 in
-float32 with Keras's own normalisation and optimiser. PyTorch: channels_last, bfloat16 autocast, fused AdamW.
+forward, backward and AdamW on a constant batch. Networks of covidlib compute in their precision for this machine
+(`auto`). keras.applications is taken as a Keras user gets it: ResNet50 in float32 with Keras's own normalisation and
+optimiser. PyTorch: channels_last, fused AdamW, bfloat16 as autocast.
 Writes training_<precision>_<framework>_<device>.csv and training_bars_<device>.csv; gmacs_per_second counts three times
 the forward pass's multiply-accumulates, to be held beside inference_roofline_<device>.csv.
 """
@@ -25,14 +26,19 @@ from covidlib import memory, provenance, timing
 
 COMMAND = "python -m benchmarks.training"
 CLASSES = ("covid", "viral", "normal")
-SIDES = {  # name: (framework, precision)
-    "keras.applications": ("tensorflow", "float32"),
-    "resnet50": ("tensorflow", "mixed_bfloat16"),
-    "improved": ("tensorflow", "mixed_bfloat16"),
-    "improved_faithful": ("tensorflow", "mixed_bfloat16"),
-    "resnet50 in float32": ("tensorflow", "float32"),
-    "pytorch": ("torch", "bfloat16"),
-}
+APPLICATIONS = "keras.applications"
+TENSORFLOW, TORCH = ("float32", "mixed_bfloat16"), ("float32", "bfloat16")
+
+
+def sides():
+    """(variant, framework, precision) of all; the first three are those of the bars, with PyTorch's two."""
+    from covidlib.models import resolve_precision
+
+    own = resolve_precision()
+    other = next(precision for precision in TENSORFLOW if precision != own)
+    return [(APPLICATIONS, "tensorflow", "float32"), ("resnet50", "tensorflow", own), ("improved", "tensorflow", own),
+            ("improved_faithful", "tensorflow", own), ("resnet50", "tensorflow", other),
+            *(("resnet50", "torch", precision) for precision in TORCH)]
 
 
 def main():
@@ -40,23 +46,23 @@ def main():
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--side", choices=SIDES, help="be that side: a step for every line read")
+    parser.add_argument("--side", nargs=3, help="be one of `sides`: a step for every line read")
     settings = parser.parse_args()
     if settings.side:
-        return serve(settings.side, settings.batch, settings.image_size)
-    sides = {name: Side(name, settings.batch, settings.image_size) for name in SIDES}
+        return serve(*settings.side, settings.batch, settings.image_size)
+    working = {key: Side(key, settings.batch, settings.image_size) for key in sides()}
     try:
-        seconds = timing.interleave({name: side.step for name, side in sides.items()}, settings.rounds, warmup=2)
+        seconds = timing.interleave({key: side.step for key, side in working.items()}, settings.rounds, warmup=2)
     finally:
-        memories = {name: side.close() for name, side in sides.items()}
+        memories = {key: side.close() for key, side in working.items()}
     rows = []
-    for name, taken in seconds.items():
-        framework, precision = SIDES[name]
+    for key, taken in seconds.items():
+        name, framework, precision = key
         rate, q1, q3 = timing.quartiles(settings.batch / taken)
         rows.append({"variant": name, "harness": "training step", "image_size": settings.image_size,
                      "batch": settings.batch, "threads": provenance.threads(), "images_per_second": rate, "q1": q1,
                      "q3": q3, "rounds": settings.rounds, "precision": precision, "framework": framework,
-                     "peak_mib": round(memories[name]), "gmacs_per_second": 3 * rate * macs(name, settings.image_size)})
+                     "peak_mib": round(memories[key]), "gmacs_per_second": 3 * rate * macs(name, settings.image_size)})
     tables.write(rows, "training", more=("peak_mib", "gmacs_per_second"))
     tables.write_bars(bars(seconds, memories), "training", COMMAND)
 
@@ -64,8 +70,8 @@ def main():
 class Side:
     """A training in a process of its own."""
 
-    def __init__(self, name, batch, image_size):
-        command = [sys.executable, "-m", "benchmarks.training", "--side", name, "--batch", str(batch),
+    def __init__(self, key, batch, image_size):
+        command = [sys.executable, "-m", "benchmarks.training", "--side", *key, "--batch", str(batch),
                    "--image-size", str(image_size)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         cwd=Path(__file__).parents[1])
@@ -87,65 +93,67 @@ class Side:
         return line
 
 
-def serve(name, batch, image_size):
-    step = torch_step(batch, image_size) if name == "pytorch" else keras_step(name, batch, image_size)
+def serve(name, framework, precision, batch, image_size):
+    if framework == "torch":
+        from benchmarks.torch_resnet import training_step
+
+        step = training_step(batch, image_size, len(CLASSES), precision)
+    else:
+        step = keras_step(name, precision, batch, image_size)
     print("ready", flush=True)
     for _ in sys.stdin:
         print(step(), flush=True)
     print(memory.resident_peak(), flush=True)
 
 
-def torch_step(batch, image_size):
-    from benchmarks.torch_resnet import training_step
-
-    return training_step(batch, image_size, len(CLASSES))
-
-
-def keras_step(name, batch, image_size):
+def keras_step(name, precision, batch, image_size):
     import keras
 
     from covidlib.optimizer import AdamW
 
-    model = build(name, image_size)
+    model = build(name, image_size, precision)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, *model.input_shape[1:])).astype("float32")
     labels = np.eye(len(CLASSES), dtype="float32")[rng.integers(0, len(CLASSES), batch)]
-    kind = keras.optimizers.AdamW if name == "keras.applications" else AdamW
+    kind = keras.optimizers.AdamW if name == APPLICATIONS else AdamW
     trainer = keras.Model(model.inputs, model.outputs[0])
     trainer.compile(kind(1e-3, weight_decay=0.05), "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     return lambda: float(trainer.train_on_batch(images, labels)[0])
 
 
-def build(name, image_size):
+def build(name, image_size, precision):
     import keras
 
     from covidlib.models import build_classifier
 
-    if name == "keras.applications":
+    if name == APPLICATIONS:
         return keras.applications.ResNet50(weights=None, classes=len(CLASSES), input_shape=(image_size, image_size, 3))
-    variant = name.removesuffix(" in float32")
-    return build_classifier(variant, CLASSES, image_size, precision=SIDES[name][1])
+    return build_classifier(name, CLASSES, image_size, precision=precision)
 
 
 def macs(name, image_size):
     """Of one forward pass, in thousands of millions."""
     from covidlib import complexity
 
-    return complexity.count(build("resnet50" if name == "pytorch" else name, image_size)).macs / 1e9
+    return complexity.count(build(name, image_size, "float32")).macs / 1e9
 
 
 def bars(seconds, memories):
-    def faster(one, other):
-        return timing.speedup(seconds[one], seconds[other])
-
-    share = memories["resnet50"] / memories["pytorch"]
-    return [
-        ("resnet50 / keras.applications ResNet50 in float32", 2.6, faster("resnet50", "keras.applications")),
-        ("resnet50 / PyTorch ResNet50, channels_last, bfloat16", 1.0, faster("resnet50", "pytorch")),
-        ("improved / resnet50", 0.9, faster("improved", "resnet50")),
-        ("improved / keras.applications ResNet50 in float32", 1.62, faster("improved", "keras.applications")),
-        ("peak memory of resnet50 / PyTorch's", tables.AtMost(1.0), (share, share, share)),
+    applications, resnet50, improved = list(seconds)[:3]
+    found = [
+        (f"resnet50 ({resnet50[2]}) / keras.applications ResNet50 (float32)", 2.6, resnet50, applications),
+        *((f"resnet50 ({resnet50[2]}) / PyTorch ResNet50, channels_last, {key[2]}", 1.0, resnet50, key)
+          for key in seconds if key[1] == "torch"),
+        (f"improved / resnet50 ({resnet50[2]})", 0.9, improved, resnet50),
+        (f"improved ({resnet50[2]}) / keras.applications ResNet50 (float32)", 1.62, improved, applications),
     ]
+    rows = [(name, wanted, timing.speedup(seconds[one], seconds[other])) for name, wanted, one, other in found]
+    for key, peak in memories.items():
+        if key[1] == "torch":
+            share = memories[resnet50] / peak
+            rows.append((f"peak memory of resnet50 ({resnet50[2]}) / PyTorch's, {key[2]}", tables.AtMost(1.0),
+                         (share,) * 3))
+    return rows
 
 
 if __name__ == "__main__":

@@ -12,8 +12,12 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 def resolve_precision(precision="auto"):
     """The Keras dtype policy for `precision`.
 
-    `auto` is "mixed_bfloat16" where the hardware computes in bfloat16 (a GPU of compute capability 8 or
-    more; without a GPU a CPU with AVX512-BF16 or AMX), "float32" elsewhere.
+    `auto` is "mixed_bfloat16" where the hardware is faster in bfloat16 (a GPU of compute capability 8 or
+    more; without a GPU a CPU with AMX, or with AVX512-BF16 unless it has AVX512-FP16, too), "float32" elsewhere.
+
+    AVX512-FP16 without AMX marks Intel's processors of the Sapphire Rapids family under a virtual machine that hides
+    their AMX. What is left to them, AVX512-BF16, multiplies at half the rate of float32 there, and training takes
+    1.5 times as long (benchmarks/README.md).
 
     Raises:
         ValueError: neither "auto" nor "float32" nor "mixed_bfloat16".
@@ -23,7 +27,7 @@ def resolve_precision(precision="auto"):
     if precision != "auto":
         return precision
     capability = _gpu_capability()
-    fast = capability >= 8 if capability else _cpu_has_bfloat16()
+    fast = capability >= 8 if capability else _cpu_is_faster_in_bfloat16()
     return "mixed_bfloat16" if fast else "float32"
 
 
@@ -59,9 +63,9 @@ def _gpu_capability():
 
 
 @functools.cache
-def _cpu_has_bfloat16():
+def _cpu_is_faster_in_bfloat16():
     flags = _cpu_flags()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and "avx512_fp16" not in flags)
 
 
 def _cpu_flags():

@@ -17,6 +17,8 @@ def test_a_named_precision_is_taken_as_it_is():
         (0, ["sse2"], "float32"),
         (0, ["avx512_bf16"], "mixed_bfloat16"),
         (0, ["amx_bf16"], "mixed_bfloat16"),
+        (0, ["avx512_bf16", "avx512_fp16"], "float32"),
+        (0, ["avx512_bf16", "avx512_fp16", "amx_bf16"], "mixed_bfloat16"),
         (7, ["amx_bf16"], "float32"),
         (8, ["sse2"], "mixed_bfloat16"),
         (9, [], "mixed_bfloat16"),
@@ -25,9 +27,9 @@ def test_a_named_precision_is_taken_as_it_is():
 def test_auto_follows_the_hardware(monkeypatch, capability, flags, expected):
     monkeypatch.setattr(precision, "_gpu_capability", lambda: capability)
     monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
-    precision._cpu_has_bfloat16.cache_clear()
+    precision._cpu_is_faster_in_bfloat16.cache_clear()
     assert precision.resolve_precision("auto") == expected
-    precision._cpu_has_bfloat16.cache_clear()
+    precision._cpu_is_faster_in_bfloat16.cache_clear()
 
 
 def test_auto_works_on_this_machine():
