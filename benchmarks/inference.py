@@ -222,7 +222,8 @@ def ceilings():
 
 def product(factor, precision):
     """A function that multiplies a float32 matrix by a constant one in OpenVINO, in `precision` inside."""
-    openvino = export._openvino()
+    core = export.core()
+    import openvino
     from openvino import opset13 as ops
 
     size = len(factor)
@@ -234,7 +235,7 @@ def product(factor, precision):
         with contextlib.redirect_stdout(io.StringIO()):
             network = nncf.quantize(network, nncf.Dataset([factor] * 2), subset_size=2)
     hint = "bf16" if precision == "bfloat16" else "f32"
-    compiled_product = export._core().compile_model(network, "CPU", {
+    compiled_product = core.compile_model(network, "CPU", {
         "INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": provenance.threads()})
     request = compiled_product.create_infer_request()
     request.set_input_tensor(openvino.Tensor(factor))

@@ -63,7 +63,7 @@ def compare(model, folder, source, images):
     test, tested = source.manifest.iloc[rows], images[rows]
     truth = test["label"].map({name: k for k, name in enumerate(source.classes)}).to_numpy()
     patients = evaluation.patient_names(test)
-    reference = export._serving(model).predict(tested[..., None], batch_size=BATCH, verbose=0)
+    reference = export.in_float32(model).predict(tested[..., None], batch_size=BATCH, verbose=0)
     answers = {("keras", "float32"): reference}
     if "bfloat16" in {layer.compute_dtype for layer in model.layers}:
         answers["keras", "bfloat16"] = model.predict(tested[..., None].astype("float32"), batch_size=BATCH, verbose=0)

@@ -61,7 +61,7 @@ def write(model, folder, classes, *, calibration=None, onnx=True):
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
         ready = Path(place, "export")
         ready.mkdir()
-        _write_files(_serving(model), ready, calibration, onnx)
+        _write_files(in_float32(model), ready, calibration, onnx)
         (ready / "model.json").write_text(json.dumps(_record(model, classes, calibration), indent=1) + "\n")
         _put_in_place(ready, folder)
     return folder
@@ -153,7 +153,7 @@ def _check(model, classes, calibration):
         raise ValueError(f"calibration must be slices, not blanks. Received: {calibration.min()} everywhere")
 
 
-def _serving(model):
+def in_float32(model):
     """The same network with float32 layers and uint8 inputs, called once, as Keras's exporter wants it."""
     import keras
 
@@ -174,7 +174,7 @@ def _write_files(serving, folder, calibration, onnx):
         serving.export(str(converted), format="openvino", verbose=False)
         if onnx:
             serving.export(str(folder / "model.onnx"), format="onnx", verbose=False)
-    network = _core().read_model(converted)
+    network = core().read_model(converted)
     for result in network.results:
         if result.output(0).element_type != openvino.Type.f32:
             network.remove_result(result)  # shapes that the converter found nobody to read
@@ -250,16 +250,17 @@ def _openvino():
 
 
 @functools.cache
-def _core():
+def core():
+    """OpenVINO's own object that reads and compiles networks, one for the process."""
     return _openvino().Core()
 
 
 def _start_openvino(file, precision, threads, shape):
-    network = _core().read_model(file)
+    network = core().read_model(file)
     network.reshape([-1 if size is None else size for size in shape])
     options = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
                "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    compiled = _core().compile_model(network, "CPU", options)
+    compiled = core().compile_model(network, "CPU", options)
     return lambda images: compiled(images)[0]
 
 

@@ -88,7 +88,7 @@ def exported_precisions() -> tuple[str, ...]:
     """Those worth timing here: bfloat16 only where OpenVINO's processor computes in it."""
     from . import export
 
-    able = "BF16" in export._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = "BF16" in export.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for name in export.PRECISIONS if name != "bfloat16" or able)
 
 
