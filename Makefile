@@ -33,7 +33,7 @@ test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest
 
 benchmark: env ## rewrite benchmarks/ with this machine's figures, 40 minutes; frontier: DATA_ROOT=ucsd-covid-ct's folder
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.augmentation
