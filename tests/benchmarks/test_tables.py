@@ -29,8 +29,8 @@ def test_a_bar_is_met_at_least_at_most_or_not_measured(results):
 
 def test_rows_go_to_a_file_for_each_precision_and_framework(results):
     row = {"variant": "resnet50", "images_per_second": 1 / 3, "q1": float("nan"), "batch": 16}
-    tables.write([{**row, "precision": "float32", "framework": "jax"}, {**row, "precision": "int8", "framework": "jax"}],
-                 "mode", where="here", show=False)
+    rows = [{**row, "precision": precision, "framework": "jax"} for precision in ("float32", "int8")]
+    tables.write(rows, "mode", where="here", show=False)
     assert sorted(path.name for path in results.iterdir()) == ["mode_float32_jax_here.csv", "mode_int8_jax_here.csv"]
     (only,) = read(results / "mode_int8_jax_here.csv")
     assert (only["images_per_second"], only["q1"], only["batch"], only["rounds"]) == ("0.33", "", "16", "")
