@@ -32,7 +32,7 @@ reproduce: env ## run a profile to its report and print the claims table
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest
 
-benchmark: env ## rewrite benchmarks/ with this machine's figures, 40 minutes; frontier: DATA_ROOT=ucsd-covid-ct's folder
+benchmark: env ## this machine's figures into benchmarks/, 40 minutes; frontier: DATA_ROOT=ucsd-covid-ct's folder
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
@@ -50,5 +50,6 @@ lock: env ## resolve requirements.lock and environment.yml anew (needs uv)
 	$(BIN)/python workflow/lock.py
 
 clean: ## remove runs and generated reports; .venv and data stay
-	rm -rf runs .snakemake
+	find runs -mindepth 1 -maxdepth 1 ! -name benchmarks -exec rm -rf {} + 2>/dev/null || true
+	rm -rf .snakemake
 	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} + 2>/dev/null || true

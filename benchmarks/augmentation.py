@@ -15,12 +15,13 @@ import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # of the processor; of a GPU: benchmarks.gpu
 
 import numpy as np
 from scipy import ndimage
 
 from benchmarks import tables
-from covidlib import timing
+from covidlib import provenance, timing
 from covidlib.augmentation import OPERATIONS, PAPER, Augmenter
 
 COMMAND = "python -m benchmarks.augmentation"
@@ -96,7 +97,7 @@ def main():
         for name, seconds in taken[size].items():
             median, q1, q3 = timing.quartiles(BATCH / seconds)
             rows.append({"variant": name, "harness": "set paper", "image_size": size, "batch": BATCH,
-                         "threads": len(os.sched_getaffinity(0)) if name.startswith("training") else 1,
+                         "threads": provenance.threads() if name.startswith("training") else 1,
                          "images_per_second": median, "q1": q1, "q3": q3, "rounds": ROUNDS,
                          "precision": "float32", "framework": "scipy"})
         warp, training = taken[size]["one warp"], next(taken[size][key] for key in taken[size] if "training" in key)

@@ -1,6 +1,6 @@
 """What one waits for before anything is computed: imports, notebooks' first cells, phantoms; and the phantoms' memory.
 
-    python -m benchmarks.footprint        # two minutes on 2 cores; writes footprint_<device>.csv and its bars
+    python -m benchmarks.footprint        # six minutes on 2 cores; writes footprint_<device>.csv and its bars
 
 Every sample is a process of its own. `first cell` is what the first cell of a notebook imports, from the start of the
 interpreter. Phantoms are drawn as `covidlib.datasets.phantom.generate` does, on 2 processes; their memory is the

@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 from benchmarks import backends, tables
-from covidlib import complexity, timing
+from covidlib import complexity, provenance, timing
 from covidlib.models import VARIANTS, build_classifier
 
 CLASSES = ("covid", "viral", "normal")
@@ -59,7 +59,7 @@ class Bench:
         return time.perf_counter() > self.end - min(LAST, self.settings.budget / 4)
 
     def add(self, mode, precision, **row):
-        threads = None if self.device.gpu else len(os.sched_getaffinity(0))
+        threads = None if self.device.gpu else provenance.threads()
         self.rows[mode].append({"precision": precision, "framework": self.framework, "threads": threads, **row})
         tables.write(self.rows[mode], f"backend-{mode}", MORE, self.where, show=False)
         print(f"{mode:10}", *(f"{value:.4g}" if isinstance(value, float) else value

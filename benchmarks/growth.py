@@ -1,6 +1,6 @@
 """Time and memory against the number of slices, the size of an image and the batch, each point a process of its own.
 
-    python -m benchmarks.growth              # about 6 minutes on 2 cores; rewrites the tables and the figure
+    python -m benchmarks.growth              # about 9 minutes on 2 cores, Linux; rewrites the tables and the figure
     python -m benchmarks.growth draw         # the figure and the exponents from the table that lies there
 
 `input`: one epoch of augmented batches (set "paper", 96 px) out of a memory-mapped cache file, as training reads it,
@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # of the processor; of a GPU: benchmarks.gpu
 
 import numpy as np
 

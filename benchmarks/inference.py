@@ -3,8 +3,8 @@
     python -m benchmarks.inference    # 224 px, batch 1 and 16, all sides interleaved; 6 minutes on 2 quiet cores
 
 Writes (see `tables`) inference_<precision>_<framework>_<device>.csv, the bars, and inference_roofline_<device>.csv:
-what this machine reaches in large matrix products and copies (medians in the same rounds), and which share of it each
-exported network does.
+what this machine reaches in large matrix products and in copying with one thread (medians in the same rounds), which
+share of the former each exported network does, and its multiply-accumulates for every byte that it has to move.
 
 Harnesses: "predict loop" calls `model.predict` for every batch, as a script would and as the paper's probably did;
 "predict_on_batch" and "compiled call" are Keras's other ways; "exported" is `covidlib.export`; "frozen trace" is
@@ -18,12 +18,14 @@ import contextlib
 import importlib.util
 import io
 import logging
+import math
 import os
 import tempfile
 import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # of the processor; of a GPU: benchmarks.gpu
 
 import keras
 import numpy as np
@@ -37,6 +39,7 @@ COMMAND = "python -m benchmarks.inference"
 CLASSES = ("covid", "viral", "normal")
 EXPORTED = ("resnet50", "improved", "improved_faithful")
 APPLICATIONS = "keras.applications"
+AGREE = {"float32": 1e-3, "bfloat16": 0.05}  # in probability
 LEAST = 0.12  # seconds of a sample
 SIDE, COPIED = 1536, 2**27
 WORK = dict.fromkeys(export.PRECISIONS, SIDE**3) | {"copy": 2 * COPIED}  # MACs, and bytes read and written
@@ -132,6 +135,8 @@ def of_torch(model, place, batch, size):
         for name, side in sides.items():
             difference = np.abs(side.probabilities.reshape(expected.shape) - expected).max()
             print(f"PyTorch's probabilities in {name} are within {difference:.1g} of the exported ones", flush=True)
+            if difference > AGREE[name]:
+                raise ArithmeticError(f"PyTorch's network in {name} is another one: it differs by {difference}")
         yield {(batch, "torch", name, "improved", "frozen trace"): side for name, side in sides.items()}
     finally:
         for side in sides.values():
@@ -205,11 +210,19 @@ def roofline(rates, ceiling, models):
                           "unit": "B" if what == "copy" else "MAC"})
     for (batch, framework, precision, variant, _), samples in rates.items():
         if framework == "openvino":
-            reached = samples * complexity.count(models[variant]).macs / 1e9
+            counted = complexity.count(models[variant])
+            reached = samples * counted.macs / 1e9
             table.append({"what": f"{variant}, {precision}", "batch": batch, "giga_per_second": np.median(reached),
-                          "unit": "MAC", "share": np.median(reached / ceiling[batch][precision])})
+                          "unit": "MAC", "share": np.median(reached / ceiling[batch][precision]),
+                          "macs_per_byte": counted.macs / traffic(counted, precision, batch)})
     tables.save(f"inference_roofline_{tables.device()}.csv", table,
-                ["what", "batch", "giga_per_second", "unit", "share", "date"], 3)
+                ["what", "batch", "giga_per_second", "unit", "share", "macs_per_byte", "date"], 3)
+
+
+def traffic(counted, precision, batch):
+    """Bytes that a slice of a batch moves at least: each weight read, each product's output written and read, once."""
+    outputs = sum(math.prod(map(int, row["output"].split("x"))) for row in counted.layers if row["macs"])
+    return (counted.parameters / batch + 2 * outputs) * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
 
 
 def ceilings():

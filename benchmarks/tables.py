@@ -29,8 +29,8 @@ class AtMost(float):
     __str__ = __repr__
 
 
-def device(gpu=True):
-    """Short name of what is timed: the GPU if there is one and `gpu`, else the processor, "amd-epyc-2-threads"."""
+def device(gpu=False):
+    """Short name of what is timed: the processor, "amd-epyc-2-threads", or the GPU if `gpu`."""
     name = gpu and provenance._gpu() or f"{provenance._cpu()} {provenance.threads()} threads"
     name = re.sub(r"\(r\)|\(tm\)|cpu|processor|@.*ghz", " ", name.lower())
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-")

@@ -7,6 +7,8 @@ in keras.applications), a bias-free convolution before each normalisation as PyT
 import torch
 from torch import nn
 
+from covidlib import provenance
+
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 
 
@@ -40,6 +42,7 @@ def resnet50(classes):
 
 def training_step(batch, image_size, classes, precision):
     """A function that trains one batch of random slices: channels_last, autocast if bfloat16, fused AdamW."""
+    torch.set_num_threads(provenance.threads())
     model = resnet50(classes).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     images = torch.rand(batch, 3, image_size, image_size).to(memory_format=torch.channels_last)

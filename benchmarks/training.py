@@ -1,12 +1,12 @@
 """Training steps per second and peak memory: covidlib beside keras.applications and PyTorch, and its own roofline.
 
-    python -m benchmarks.training      # 224 px, batch 16, sides interleaved; four minutes on 2 quiet cores
+    python -m benchmarks.training      # 224 px, batch 16, sides interleaved; six minutes on 2 quiet cores
 
 Each side lives in a process of its own and does one step when it is asked to, so that no framework's threads stand in
-another's way, all take turns within one run, and each process's peak resident memory is that of one training. A step is
-forward, backward and AdamW on a constant batch. Networks of covidlib compute in their precision for this machine
-(`auto`). keras.applications is taken as a Keras user gets it: ResNet50 in float32 with Keras's own normalisation and
-optimiser. PyTorch: channels_last, fused AdamW, bfloat16 as autocast.
+another's way, all take turns within one run, and each process's peak resident memory is that of one training. Together
+they take 21 GiB. A step is forward, backward and AdamW on a constant batch. Networks of covidlib compute in their
+precision for this machine (`auto`). keras.applications is taken as a Keras user gets it: ResNet50 in float32 with
+Keras's own normalisation and optimiser. PyTorch: channels_last, fused AdamW, bfloat16 as autocast.
 Writes training_<precision>_<framework>_<device>.csv and training_bars_<device>.csv; gmacs_per_second counts three times
 the forward pass's multiply-accumulates, to be held beside inference_roofline_<device>.csv.
 """
@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # of the processor; of a GPU: benchmarks.gpu
 
 import numpy as np
 
@@ -148,11 +149,12 @@ def bars(seconds, memories):
         (f"improved ({resnet50[2]}) / keras.applications ResNet50 (float32)", 1.62, improved, applications),
     ]
     rows = [(name, wanted, timing.speedup(seconds[one], seconds[other])) for name, wanted, one, other in found]
-    for key, peak in memories.items():
-        if key[1] == "torch":
-            share = memories[resnet50] / peak
-            rows.append((f"peak memory of resnet50 ({resnet50[2]}) / PyTorch's, {key[2]}", tables.AtMost(1.0),
-                         (share,) * 3))
+    theirs = {key[2]: peak for key, peak in memories.items() if key[1] == "torch"}
+    shares = {f"{key[2].removeprefix('mixed_')} in both": peak / theirs[key[2].removeprefix("mixed_")]
+              for key, peak in memories.items() if key[:2] == ("resnet50", "tensorflow")}
+    shares[f"{resnet50[2]} beside {min(theirs, key=theirs.get)}"] = memories[resnet50] / min(theirs.values())
+    rows += [(f"peak memory of resnet50 / PyTorch's, {name}", tables.AtMost(1.0), (share,) * 3)
+             for name, share in shares.items()]
     return rows
 
 

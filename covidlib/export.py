@@ -75,8 +75,7 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
             it or keeps to float32. ONNX Runtime has float32 only.
         runtime: "openvino" or "onnxruntime".
         threads: how many compute, by default all that this process may use.
-        batch: slices to a step, compiled for that number, as fast as OpenVINO's streams are; None: any number, a tenth
-            slower.
+        batch: slices to a step, compiled for that number; None: any number, somewhat slower.
 
     FileNotFoundError where `folder` lacks the file; ValueError for other values. Warns where the pictures it was made
     for were read by other code than that of today.

@@ -85,7 +85,7 @@ def keras_cases(variant, model, precision, batches=(1,), paths=(), device="cpu:0
 
 
 def exported_precisions() -> tuple[str, ...]:
-    """Those worth timing here: bfloat16 only where OpenVINO's processor computes in it."""
+    """Those available here: bfloat16 only where OpenVINO says that the processor computes in it."""
     from . import export
 
     able = "BF16" in export.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

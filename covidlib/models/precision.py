@@ -13,7 +13,8 @@ def resolve_precision(precision="auto"):
     """The Keras dtype policy for `precision`.
 
     `auto` is "mixed_bfloat16" where the hardware is faster in bfloat16 (a GPU of compute capability 8 or
-    more; without a GPU a CPU with AMX, or with AVX512-BF16 unless it has AVX512-FP16, too), "float32" elsewhere.
+    more; without a GPU a CPU with AMX, or with AVX512-BF16 unless it is Intel's and has AVX512-FP16, too),
+    "float32" elsewhere.
 
     AVX512-FP16 without AMX marks Intel's processors of the Sapphire Rapids family under a virtual machine that hides
     their AMX. What is left to them, AVX512-BF16, multiplies at half the rate of float32 there, and training takes
@@ -65,7 +66,8 @@ def _gpu_capability():
 @functools.cache
 def _cpu_is_faster_in_bfloat16():
     flags = _cpu_flags()
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and "avx512_fp16" not in flags)
+    hidden_amx = {"GenuineIntel", "avx512_fp16"} <= set(flags)
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and not hidden_amx)
 
 
 def _cpu_flags():
@@ -74,4 +76,5 @@ def _cpu_flags():
         return table.read_text().split()
     import cpuinfo
 
-    return cpuinfo.get_cpu_info().get("flags", [])
+    found = cpuinfo.get_cpu_info()
+    return [*found.get("flags", []), found.get("vendor_id_raw", "")]

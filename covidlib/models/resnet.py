@@ -1,6 +1,6 @@
 """ResNet-50 (He et al., https://arxiv.org/abs/1512.03385) with the layer names of keras.applications.
 
-Same names and shapes mean that its published weights load; named stages are what the pyramid, the
+Same names and shapes mean that its published weights load; named stages are what the pyramid and the
 attention hold on to.
 """
 
