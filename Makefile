@@ -49,7 +49,7 @@ lab: env ## JupyterLab in notebooks/
 lock: env ## resolve requirements.lock and environment.yml anew (needs uv)
 	$(BIN)/python workflow/lock.py
 
-clean: ## remove runs and generated reports; .venv and data stay
+clean: ## remove runs and generated reports; .venv, data and runs/benchmarks stay
 	find runs -mindepth 1 -maxdepth 1 ! -name benchmarks -exec rm -rf {} + 2>/dev/null || true
 	rm -rf .snakemake
 	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} + 2>/dev/null || true

@@ -30,7 +30,7 @@ def devices() -> list[str]:
 
 
 def compiled(model):
-    """The model as one compiled inference function: (B, H, W, 1) 0..255 to numpy (B, classes)."""
+    """The model as one inference function, compiled but on PyTorch: (B, H, W, 1) 0..255 to numpy (B, classes)."""
     import keras
 
     backend = keras.backend.backend()

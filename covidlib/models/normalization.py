@@ -1,7 +1,7 @@
 """Batch normalisation through TensorFlow's fused kernel.
 
-Keras 3 composes batch normalisation from single operations. In bfloat16 on a CPU that takes more time
-than the convolutions around it; the fused kernel more than doubles the speed of training a ResNet.
+Keras 3 composes batch normalisation from single operations, each of which reads and writes a whole feature map.
+`benchmarks.training` measures what the fused kernel gains: a third in float32 on a Xeon without AMX.
 """
 
 import keras
