@@ -29,12 +29,12 @@ def _loss(labels, probabilities):
 
 
 class Tensorflow:
-    """tf.function. Its fused kernels see channels last as they are; XLA (`xla`) is not what `session` trains with."""
+    """tf.function. Its fused kernels see channels last as they are; `session` does not train with XLA (`compiles`)."""
 
-    def __init__(self, xla=False):
+    def __init__(self, compiles=False):
         import tensorflow as tf
 
-        self.tf, self.xla = tf, xla
+        self.tf, self.compiles = tf, compiles
         found = tf.config.list_physical_devices("GPU")
         self.gpu = tf.config.experimental.get_device_details(found[0])["device_name"] if found else None
 
@@ -46,7 +46,7 @@ class Tensorflow:
             return self.tf.constant(array)
 
     def predictor(self, model):
-        return self.tf.function(lambda x: model(self.tf.cast(x, "float32"), training=False), jit_compile=self.xla)
+        return self.tf.function(lambda x: model(self.tf.cast(x, "float32"), training=False), jit_compile=self.compiles)
 
     def trainer(self, model):
         optimizer = _optimizer(model)
@@ -58,7 +58,7 @@ class Tensorflow:
             optimizer.apply(gradients, model.trainable_variables)
             return loss
 
-        return self.tf.function(step, jit_compile=self.xla)
+        return self.tf.function(step, jit_compile=self.compiles)
 
     def product(self, a, b):
         return self.tf.function(lambda: self.tf.matmul(a, b))

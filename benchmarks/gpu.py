@@ -43,12 +43,9 @@ LAST = 45  # seconds before the end of the budget after which no row begins
 class Bench:
     """One run: its settings, its clock, and the rows so far by mode."""
 
-    def __init__(self, settings):
-        self.settings, self.framework = settings, keras.backend.backend()
-        self.device = backends.current()
-        for name, value in {"xla": settings.xla, "compiles": settings.compile}.items():
-            if hasattr(self.device, name):
-                setattr(self.device, name, value)
+    def __init__(self, settings, device):
+        self.settings, self.framework, self.device = settings, keras.backend.backend(), device
+        self.device.compiles = settings.compile
         self.where = tables.device(gpu=bool(self.device.gpu))
         self.end = time.perf_counter() + settings.budget
         self.rows = {"inference": [], "training": []}
@@ -204,16 +201,16 @@ def arguments(gpu):
     parser.add_argument("--budget", type=float, default=450 if gpu else 180, help="seconds of the whole")
     parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=[*VARIANTS, APPLICATIONS])
     parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS)
-    parser.add_argument("--xla", action="store_true", help="TensorFlow through XLA")
-    parser.add_argument("--compile", action="store_true", help="PyTorch with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="TensorFlow through XLA, PyTorch with torch.compile")
     parser.add_argument("--results", type=Path, default=tables.RESULTS, help="folder")
     return parser.parse_args()
 
 
 def main():
-    settings = arguments(backends.current().gpu)
+    device = backends.current()
+    settings = arguments(device.gpu)
     tables.RESULTS = settings.results
-    bench = Bench(settings)
+    bench = Bench(settings, device)
     print(f"{bench.framework} on {bench.where}: {settings}", flush=True)
     first, *others = settings.precisions
     for name in settings.networks[:2]:

@@ -23,6 +23,7 @@ from covidlib.training import train
 
 SLICES, IMAGE_SIZE, EPOCHS, BATCH, SEEDS = [270, 60, 270], 64, 12, 32, (0, 1, 2)
 PRECISIONS = ("float32", "mixed_bfloat16")
+COLUMNS = ["variant", "seed", "precision", "slices", "accuracy", "low", "high", "auc", "date"]
 
 
 def main():
@@ -44,9 +45,7 @@ def main():
                 rows.append({"variant": variant, "seed": seed, "precision": precision, "slices": test["n"],
                              "accuracy": test["accuracy"], "low": low, "high": high, "auc": test["auc"]})
                 print(rows[-1], flush=True)
-    table = pd.concat([pd.DataFrame(rows), pd.DataFrame(differences(pd.DataFrame(rows)))])
-    table.round(4).to_csv(tables.RESULTS / f"precision_phantom_{tables.device()}.csv", index=False, lineterminator="\n")
-    print(table.round(3).to_string(index=False))
+    tables.save(f"precision_phantom_{tables.device()}.csv", [*rows, *differences(pd.DataFrame(rows))], COLUMNS, 4)
 
 
 def differences(table):

@@ -1,4 +1,4 @@
-"""The optimiser of training.py, with Adam's update as one kernel on TensorFlow."""
+"""The optimiser of session.py, with Adam's update as one kernel on TensorFlow."""
 
 import keras
 

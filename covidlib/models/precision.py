@@ -71,6 +71,7 @@ def _cpu_is_faster_in_bfloat16():
 
 
 def _cpu_flags():
+    """The processor's features, and its vendor's name."""
     table = Path("/proc/cpuinfo")
     if table.exists():
         return table.read_text().split()
