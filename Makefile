@@ -2,7 +2,7 @@ PYTHON ?= python3
 PROFILE ?= quick
 DATASET ?= phantom
 DATA_ROOT ?=
-WEIGHTS ?= none
+WEIGHTS ?=
 ON_ERROR ?= raise
 JOBS ?= 2
 BIN := .venv/bin
@@ -11,9 +11,9 @@ BIN := .venv/bin
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
-	@echo "PROFILE=smoke|quick|paper DATASET=phantom|folder|ucsd-covid-ct|... (DATA_CARD.md)"
+	@echo "PROFILE=smoke|quick|study|paper DATASET=phantom|folder|ucsd-covid-ct|... (DATA_CARD.md)"
 	@echo "DATA_ROOT=folder of the data set  ON_ERROR=raise|skip files that cannot be used"
-	@echo "WEIGHTS=none|imagenet|path  JOBS=notebooks at the same time"
+	@echo "WEIGHTS=none|imagenet|phantom|path  JOBS=notebooks at the same time"
 
 env: .venv/.complete ## make .venv from requirements.lock
 

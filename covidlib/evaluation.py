@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
 
-from covidlib import statistics
+from covidlib import calibration, statistics
 
 
 def metrics(predictions, classes, seed=0):
@@ -17,11 +17,11 @@ def metrics(predictions, classes, seed=0):
 
     Keys: `n`, `patients` (0 where unknown), `accuracy`, `accuracy_interval` [low, high],
     `balanced_accuracy`, `balanced_accuracy_interval`, `macro_f1`, `auc` (one-vs-rest, mean over the classes
-    for which it is defined), and `per_class`: name -> `n`, `sensitivity`, `sensitivity_interval`,
+    for which it is defined), `brier`, `ece` (see calibration), and `per_class`: name -> `n`, `sensitivity`, `sensitivity_interval`,
     `specificity`, `ppv`, `auc`. The predicted class is the most probable one. Intervals: patient-clustered
     bootstrap, Wilson where no patient is known (`statistics.proportion_interval`).
     """
-    truth, predicted, scores = _decide(predictions, classes)
+    truth, predicted, scores = decide(predictions, classes)
     patients = patient_names(predictions)
     per_class = {name: _one_class(truth, predicted, scores[:, k], k, patients, seed) for k, name in enumerate(classes)}
     sensitivities = [figures["sensitivity"] for figures in per_class.values()]
@@ -34,13 +34,15 @@ def metrics(predictions, classes, seed=0):
         "balanced_accuracy_interval": _balanced_interval(truth, predicted, len(classes), patients, seed),
         "macro_f1": _macro_f1(truth, predicted, len(classes)),
         "auc": _nanmean([figures["auc"] for figures in per_class.values()]),
+        "brier": calibration.brier(truth, scores) if len(truth) else np.nan,
+        "ece": calibration.expected_error(truth, scores) if len(truth) else np.nan,
         "per_class": per_class,
     }
 
 
 def confusion(predictions, classes):
     """Counts of slices: rows the true class, columns the predicted one, both in the order of `classes`."""
-    truth, predicted, _ = _decide(predictions, classes)
+    truth, predicted, _ = decide(predictions, classes)
     counts = np.zeros((len(classes), len(classes)), int)
     np.add.at(counts, (truth, predicted), 1)
     return pd.DataFrame(counts, pd.Index(classes, name="true"), pd.Index(classes, name="predicted"))
@@ -48,7 +50,7 @@ def confusion(predictions, classes):
 
 def roc(predictions, classes):
     """One-vs-rest ROC curves, long: class, fpr, tpr, threshold; a class without a curve is left out."""
-    truth, _, scores = _decide(predictions, classes)
+    truth, _, scores = decide(predictions, classes)
     curves = [pd.DataFrame(columns=["class", "fpr", "tpr", "threshold"])]
     for k, name in enumerate(classes):
         if _both(truth == k):
@@ -57,13 +59,29 @@ def roc(predictions, classes):
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
+def ppv_at(sensitivity, specificity, prevalence):
+    """Share of positive answers that are right where `prevalence` of the patients are ill (Bayes); NaN if none is."""
+    right, wrong = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    return right / (right + wrong) if right + wrong > 0 else np.nan
+
+
+def by_patient(predictions, classes):
+    """Predictions of whole patients, one row each: the mean of the probabilities of their slices.
+
+    A slice of an unknown patient stands for itself; a patient with slices of several labels counts once under each.
+    """
+    columns = [f"p_{name}" for name in classes]
+    table = predictions.assign(patient=statistics.fill_unknown(patient_names(predictions)))
+    return table.groupby(["patient", "label"], sort=True)[columns].mean().reset_index()
+
+
 def correct(predictions, classes):
     """bool (n,): whether the most probable class of each slice is the true one."""
-    truth, predicted, _ = _decide(predictions, classes)
+    truth, predicted, _ = decide(predictions, classes)
     return truth == predicted
 
 
-def _decide(predictions, classes):
+def decide(predictions, classes):
     """True class (n,), most probable class (n,), probabilities (n, C)."""
     columns = [f"p_{name}" for name in classes]
     missing = [column for column in ["label", *columns] if column not in predictions]

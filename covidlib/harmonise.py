@@ -50,23 +50,35 @@ def harmonise(image, size, lungs=None):
     kept = hull(lungs) if lungs.any() else body_mask(image)
     if not kept.any():
         return np.zeros((size, size), np.uint8), np.zeros((size, size), bool)
-    rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    seen, inside, lung = (_reduce(np.where(kept, part, 0)[box]) for part in (image, WHITE, lungs * WHITE))
+    seen, inside, lung = (_reduce(part, kept) for part in (image, WHITE, lungs * WHITE))
     seen = _whiten(seen, (inside == WHITE) & ~ndimage.binary_dilation(lung > 0, iterations=2))
-    seen, lung = (np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
-                  for part in (seen, lung))
-    return seen, lung > 127
+    return _resize(seen, size), _resize(lung, size) > 127
 
 
-def _reduce(picture):
-    """uint8 (h, w) to uint8 (ACROSS, ACROSS), with a black rim."""
+def place(mask, size, lungs):
+    """`mask` of a slice, bool (H, W), where `harmonise` puts it given the same `lungs`: bool (size, size).
+
+    For what is known of a slice besides its grey values, such as the lesions of a phantom. Empty without lungs.
+    """
+    if not lungs.any():
+        return np.zeros((size, size), bool)
+    return _resize(_reduce(mask * WHITE, hull(lungs)), size) > 127
+
+
+def _reduce(picture, kept):
+    """What is `kept` of a picture, uint8 (H, W), and nothing around it: uint8 (ACROSS, ACROSS), with a black rim."""
+    rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
+    picture = np.where(kept, picture, 0)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = (ACROSS - 2 * RIM) / max(picture.shape)
     height, width = (max(1, round(n * scale)) for n in picture.shape)
     square = Image.new("L", (ACROSS, ACROSS))
     small = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
     square.paste(small, ((ACROSS - width) // 2, (ACROSS - height) // 2))
     return np.asarray(square)
+
+
+def _resize(picture, size):
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _whiten(seen, tissue):

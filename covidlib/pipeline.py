@@ -50,7 +50,7 @@ def feed(batches):
         return batches
     import tensorflow as tf
 
-    signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in batches[0])
+    signature = keras.tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), batches[0])
     dataset = tf.data.Dataset.from_generator(lambda: (batches[n] for n in range(len(batches))),
                                              output_signature=signature)
     options = tf.data.Options()

@@ -2,10 +2,20 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+
+
+_FOLDER = re.compile(r"seed-(\d+)(?:-fold-(\d+))?")
+
+
+def folder_name(seed, fold=-1):
+    """Name of the folder of a run below that of its variant."""
+    return f"seed-{seed}" + (f"-fold-{fold}" if fold >= 0 else "")
 
 
 @dataclass(frozen=True)
@@ -18,12 +28,31 @@ class Run:
     predictions: pd.DataFrame
 
     @property
+    def variant(self):
+        return self.path.parent.name
+
+    @property
+    def seed(self):
+        return int(_FOLDER.fullmatch(self.path.name)[1])
+
+    @property
+    def fold(self):
+        """The fold that was its test part, -1 where it was the split's."""
+        return int(_FOLDER.fullmatch(self.path.name)[2] or -1)
+
+    @property
     def parameters(self):
         return self.content["parameters"]
 
-    @property
+    @cached_property
     def metrics(self):
-        return self.content["metrics"]
+        """As run.json has them, or measured anew where it does not."""
+        if "metrics" in self.content:
+            return self.content["metrics"]
+        from covidlib import evaluation
+
+        parts = {split: self.predictions[self.predictions["split"] == split] for split in ("test", "val")}
+        return {split: evaluation.metrics(rows, self.classes) for split, rows in parts.items() if len(rows)}
 
     @property
     def classes(self):
@@ -47,15 +76,17 @@ def read_run(run_dir):
     )
 
 
-def find_runs(output_dir):
+def find_runs(output_dir, folds=False):
     """All finished runs `<variant>/seed-<k>/` under `output_dir`, by variant, then seed.
 
-    Raises FileNotFoundError where there is none.
+    With `folds` those of cross-validation, `<variant>/seed-<k>-fold-<i>/`, instead. Raises FileNotFoundError where
+    there is none.
     """
-    found = [read_run(path.parent) for path in Path(output_dir).glob("*/seed-*/run.json")]
+    folders = [path.parent for path in Path(output_dir).glob("*/seed-*/run.json") if _FOLDER.fullmatch(path.parent.name)]
+    found = [run for run in map(read_run, folders) if (run.fold >= 0) == folds]
     if not found:
         raise FileNotFoundError(f"{output_dir} holds no finished run: run notebook 03_training first.")
-    return sorted(found, key=lambda run: (run.parameters["variant"], run.parameters["seed"]))
+    return sorted(found, key=lambda run: (run.variant, run.seed, run.fold))
 
 
 def read_predictions(path):

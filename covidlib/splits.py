@@ -7,6 +7,7 @@ folds, also where the set names no patients or shows one picture under two.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,24 @@ def check(split, fold):
         raise ValueError(f"split must be own or one that is shipped: {', '.join(_names())}. Received: split={split!r}")
     if not -1 <= fold < FOLDS:
         raise ValueError(f"fold must be 0 to {FOLDS - 1}, or -1 for none. Received: fold={fold}")
+
+
+def choose(source, split="own", fold=-1, seed=0):
+    """(source with its split, notes): what `split` and `fold` of the notebooks ask for, see `check`.
+
+    "own" is the split that the set brings along or one by patient, dealt out by `seed`; its folds are dealt out by 0
+    whatever the seed, so that all runs share them. A shipped split needs the manifest's column sha256.
+    """
+    check(split, fold)
+    if split != "own":
+        manifest, notes = apply_shipped(source.manifest, split, "split" if fold < 0 else f"fold_{fold}")
+    elif fold >= 0:
+        manifest = assign_fold(source.manifest, fold, FOLDS, 0)
+        notes = [f"The test part is fold {fold} of 0 to {FOLDS - 1}."]
+    else:
+        manifest, notes = assign(source.manifest, seed)
+    official = source.official_split and fold < 0
+    return replace(source, manifest=manifest, notes=[*source.notes, *notes], official_split=official), notes
 
 
 def _names():

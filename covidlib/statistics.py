@@ -1,7 +1,9 @@
-"""Intervals and tests for proportions measured on slices that come in patients."""
+"""Intervals and tests for what is measured on slices that come in patients."""
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 RESAMPLES = 2000
 
@@ -25,34 +27,137 @@ def mean(totals):
     return totals[:, 0] / totals[:, 1]
 
 
-def cluster_bootstrap(values, clusters, statistic=mean, seed=0, resamples=RESAMPLES, confidence=0.95):
-    """Percentile bootstrap interval that resamples whole clusters (patients), never single rows.
+def resampled(values, clusters, statistic=mean, seed=0, resamples=RESAMPLES):
+    """`statistic` of bootstrap samples of whole clusters (patients), never of single rows: (resamples,).
 
-    values: (n,) or (n, k), one row per slice; clusters: (n,) labels. `statistic` maps the column totals of
-    each resample, (resamples, k + 1) with the number of rows as last column, to (resamples,).
-    Returns (low, high); (nan, nan) for fewer than two clusters. Resamples in which the statistic is undefined
-    are left out. Source: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
+    values: (n,) or (n, k), one row per slice; clusters: (n,) labels, two or more different ones. `statistic` maps the
+    column totals of each resample, (resamples, k + 1) with the number of rows as last column, to (resamples,); NaN
+    where it is undefined. Source: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
     """
     values = np.asarray(values, dtype=float)
     values = values.reshape(len(values), -1)
-    names, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(codes) != len(values):
-        raise ValueError(
-            f"values and clusters must be equally long. Received: {len(values)} values, {len(codes)} clusters"
-        )
-    if len(names) < 2:
-        return np.nan, np.nan
+    codes, weights = _draw(clusters, len(values), seed, resamples)
     columns = [*values.T, np.ones(len(values))]
-    sums = np.stack([np.bincount(codes, column, len(names)) for column in columns], axis=1)
-    rng = np.random.default_rng([seed, len(names)])
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    sums = np.stack([np.bincount(codes, column, weights.shape[1]) for column in columns], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        results = np.asarray(statistic(weights @ sums))
+        return np.asarray(statistic(weights @ sums))
+
+
+def _draw(clusters, length, seed, resamples):
+    """(cluster of every row, how often each cluster is in each resample)."""
+    names, codes = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(codes) != length:
+        raise ValueError(f"values and clusters must be equally long. Received: {length} values, {len(codes)} clusters")
+    rng = np.random.default_rng([seed, len(names)])
+    return codes, rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+
+
+def percentile_interval(results, confidence=0.95):
+    """(low, high) of bootstrap results; undefined ones are left out, (nan, nan) if all are."""
     if not np.isfinite(results).any():
         return np.nan, np.nan
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(results, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def cluster_bootstrap(values, clusters, statistic=mean, seed=0, resamples=RESAMPLES, confidence=0.95):
+    """Percentile interval of `resampled`; (nan, nan) for fewer than two clusters."""
+    if len(np.unique(np.asarray(clusters))) < 2:
+        return np.nan, np.nan
+    return percentile_interval(resampled(values, clusters, statistic, seed, resamples), confidence)
+
+
+def paired_difference(correct, reference, patients, seed=0):
+    """Two networks on the same slices: dict difference, low, high, p_bootstrap, p_mcnemar.
+
+    correct, reference: (n,), 1 where the network is right (or the share of its seeds that is); patients: (n,), "" where
+    unknown. The interval and `p_bootstrap` (two-sided, twice the smaller share of resamples on one side of zero, one
+    added to both counts) resample patients. `p_mcnemar` is exact and takes slices as independent; NaN where seeds were
+    averaged. Source of the latter: https://doi.org/10.1007/BF02295996
+    """
+    correct, reference = np.asarray(correct, float), np.asarray(reference, float)
+    gain = correct - reference
+    results = resampled(gain, fill_unknown(patients), seed=seed)
+    low, high = percentile_interval(results)
+    tail = min((results <= 0).sum(), (results >= 0).sum())
+    p = min(1.0, 2 * (tail + 1) / (len(results) + 1))
+    whole = np.isin(np.concatenate([correct, reference]), (0, 1)).all()
+    table = [[0, (gain > 0).sum()], [(gain < 0).sum(), 0]]  # the agreeing slices do not count
+    return {"difference": float(gain.mean()), "low": low, "high": high, "p_bootstrap": float(p),
+            "p_mcnemar": float(mcnemar(table, exact=True).pvalue) if whole else np.nan}
+
+
+def holm(p_values):
+    """p-values (k,) adjusted for k comparisons (Holm 1979, https://www.jstor.org/stable/4615733); NaN stays."""
+    adjusted = np.full(len(p_values), np.nan)
+    known = np.isfinite(p_values)
+    if known.any():
+        adjusted[known] = multipletests(np.asarray(p_values, float)[known], method="holm")[1]
+    return adjusted
+
+
+def delong(truth, scores, clusters=None):
+    """Areas under ROC curves, (k,), and their covariance, (k, k).
+
+    truth: bool (n,); scores: (n,) or (n, k), of k networks on the same slices. Without `clusters` after DeLong et al.
+    1988 (https://doi.org/10.2307/2531595); with clusters (n,), patients, after Obuchowski 1997
+    (https://doi.org/10.2307/2533958), which is the same where every cluster is one slice. ValueError unless both
+    outcomes occur.
+    """
+    truth, scores = np.asarray(truth, bool), np.asarray(scores, float).reshape(len(truth), -1)
+    if truth.all() or not truth.any():
+        raise ValueError(f"an ROC curve needs both outcomes. Received: {truth.sum()} positive of {len(truth)}")
+    positive, negative = scores[truth], scores[~truth]
+    wins = (positive[:, None] > negative[None]) + 0.5 * (positive[:, None] == negative[None])  # (M, N, k)
+    areas = wins.mean(axis=(0, 1))
+    if clusters is None:
+        clusters = np.arange(len(truth))
+    names, codes = np.unique(np.asarray(clusters), return_inverse=True)
+    centred = [_cluster_sums(wins.mean(axis=1) - areas, codes[truth], len(names)),
+               _cluster_sums(wins.mean(axis=0) - areas, codes[~truth], len(names))]
+    counts = [truth.sum(), (~truth).sum()]
+    # each outcome's own clusters give its degrees of freedom
+    sizes = [len(np.unique(codes[part])) for part in (truth, ~truth)]
+    own = [sums.T @ sums * size / max(size - 1, 1) / count**2
+           for sums, size, count in zip(centred, sizes, counts, strict=True)]
+    cross = centred[0].T @ centred[1] * len(names) / max(len(names) - 1, 1) / (counts[0] * counts[1])
+    return areas, own[0] + own[1] + cross + cross.T
+
+
+def _cluster_sums(values, codes, clusters):
+    sums = np.zeros((clusters, values.shape[1]))
+    np.add.at(sums, codes, values)
+    return sums
+
+
+def auc_interval(truth, scores, patients):
+    """(area, low, high) at 95 %, clustered by patient; of several networks, scores (n, k), their mean area.
+
+    On the logit scale, so that it stays inside 0 to 1; no interval for a perfect or utterly wrong order.
+    """
+    areas, covariance = delong(truth, scores, fill_unknown(patients))
+    area, deviation = areas.mean(), np.sqrt(covariance.mean())
+    if not 0 < area < 1:
+        return float(area), np.nan, np.nan
+    half = stats.norm.ppf(0.975) * deviation / (area * (1 - area))
+    centre = np.log(area / (1 - area))
+    return float(area), *(float(1 / (1 + np.exp(-(centre + side * half)))) for side in (-1, 1))
+
+
+def auc_difference(truth, scores, reference, patients):
+    """dict difference, low, high, p: mean area of `scores` (n, k) minus that of `reference` (n, m), same slices.
+
+    At 95 %, clustered by patient; p is two-sided.
+    """
+    scores, reference = (np.asarray(part, float).reshape(len(truth), -1) for part in (scores, reference))
+    areas, covariance = delong(truth, np.hstack([scores, reference]), fill_unknown(patients))
+    k, m = scores.shape[1], reference.shape[1]
+    contrast = np.r_[np.full(k, 1 / k), np.full(m, -1 / m)]
+    gap, deviation = float(contrast @ areas), float(np.sqrt(max(contrast @ covariance @ contrast, 0)))
+    half = stats.norm.ppf(0.975) * deviation
+    p = float(2 * stats.norm.sf(abs(gap) / deviation)) if deviation else 1.0
+    return {"difference": gap, "low": gap - half, "high": gap + half, "p": p}
 
 
 def proportion_interval(correct, patients, seed=0):

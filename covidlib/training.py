@@ -16,6 +16,7 @@ import numpy as np
 from covidlib.augmentation import Augmenter
 from covidlib.files import sha256
 from covidlib.models import resolve_precision
+from covidlib.models.weights import resolve
 from covidlib.runs import Run, differences, find_runs, read_json, read_run
 from covidlib.session import Session
 
@@ -33,7 +34,7 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         run_dir: appears complete or not at all, with model.keras (last epoch), best.weights.h5 (lowest
             val_loss; the last epoch without validation slices), history.csv, predictions.csv (of the last
             epoch) and run.json. Work goes on in `<run_dir>.partial` and is resumed from there.
-        weights: None, "imagenet" or a path, see `build_classifier`.
+        weights: None, "imagenet", "phantom" or a path, see `build_classifier`.
         learning_rate: its peak.
         class_weights: weigh the loss of a class by the inverse of its share.
         early_stopping: None, or epochs without a lower val_loss after which to stop.
@@ -61,7 +62,7 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         "class_weights": class_weights, "early_stopping": early_stopping,
         "augmentation": augmentation, "deterministic": deterministic, "backend": keras.backend.backend(),
         "data_sha256": _data_sha256(source, images),
-        "weights_sha256": sha256(weights) if Path(str(weights)).is_file() else None,
+        "weights_sha256": _weights_sha256(weights, image_size),
     }
     parameters = json.loads(json.dumps(parameters))  # as run.json will give them back
     run_dir = Path(run_dir)
@@ -81,6 +82,11 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
     session.fit(progress)
     session.finish(run_dir)
     return read_json(run_dir / "run.json")
+
+
+def _weights_sha256(weights, image_size):
+    file = resolve(str(weights), image_size)
+    return sha256(file) if file.is_file() else None
 
 
 def _data_sha256(source, images):

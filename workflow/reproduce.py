@@ -20,7 +20,8 @@ def main():
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--data-root", default="", help="the set's own folder; phantoms are made where it is left out")
-    parser.add_argument("--weights", default="none", help="none, imagenet, or a path")
+    parser.add_argument("--weights", default="", help="none, imagenet, phantom, or a path, for runs in a folder of "
+                        "their own, <profile>-<weights>; the profile's where it is left out")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise",
                         help="skip: go on without files that cannot be used")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at the same time")
@@ -30,12 +31,13 @@ def main():
     if options.data_root and not (ROOT / options.data_root).is_dir():
         parser.error(f"no such folder. Received: DATA_ROOT={options.data_root}")
 
+    profile = "-".join([options.profile, *([_named(options.weights)] if options.weights else [])])
     (ROOT / ".snakemake").mkdir(exist_ok=True)
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile",
                  "--configfile", f"workflow/profiles/{options.profile}.yaml", "--cores", str(options.jobs),
-                 "--rerun-incomplete", "--quiet", "host", "reason", "rules", "--config", f"profile={options.profile}",
-                 f"dataset={options.dataset}", f"data_root={options.data_root}", f"weights={options.weights}",
-                 f"on_error={options.on_error}"]
+                 "--rerun-incomplete", "--quiet", "host", "reason", "rules", "--config", f"profile={profile}",
+                 f"dataset={options.dataset}", f"data_root={options.data_root}", f"on_error={options.on_error}",
+                 *([f"weights={options.weights}"] if options.weights else [])]
     try:
         with FileLock(ROOT / ".snakemake" / "reproduce.lock", timeout=0):
             subprocess.run([*snakemake, "--unlock"], cwd=ROOT, capture_output=True, check=False)
@@ -43,10 +45,15 @@ def main():
     except Timeout:
         sys.exit("another `make reproduce` is at work in this checkout; wait for it or use a second clone")
     if status:
-        sys.exit(f"{options.profile} on {options.dataset} stopped before its end; what is done is kept, "
+        sys.exit(f"{profile} on {options.dataset} stopped before its end; what is done is kept, "
                  "and the same command goes on from there")
-    report = f"reports/{options.dataset}/{options.profile}"
+    report = f"reports/{options.dataset}/{profile}"
     sys.exit(subprocess.run([sys.executable, "-m", "covidlib.claims", report], cwd=ROOT, check=False).returncode)
+
+
+def _named(weights):
+    """Another start makes other runs, which lie beside those of the profile's own."""
+    return weights if weights in ("none", "imagenet", "phantom") else Path(weights).name.split(".")[0]
 
 
 if __name__ == "__main__":

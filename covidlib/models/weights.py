@@ -48,11 +48,20 @@ def initialise(model, seed):
         variable.assign(np.float32(limit) * (2 * rng.random(variable.shape, dtype="float32") - 1))
 
 
+def resolve(weights, image_size):
+    """The file that `weights` means: of "phantom" that of covidlib.pretraining, made here where it is missing."""
+    if weights != "phantom":
+        return Path(weights)
+    from covidlib import pretraining
+
+    return pretraining.make(image_size)
+
+
 def load_weights(model, weights, backbone, backbone_layers):
     """Load the layers of `model` that the file has, matched by name; the head is left as it is.
 
     Args:
-        weights: "imagenet" or the path of a file: `.h5` of keras.applications (with or without top),
+        weights: "imagenet", "phantom" (covidlib.pretraining) or the path of a file: `.h5` of keras.applications (with or without top),
             `.weights.h5` or `.keras` of a classifier of this library.
         backbone: "resnet50", "mobilenet_v2" or "densenet169".
         backbone_layers: names of the layers that the file must have.
@@ -61,7 +70,7 @@ def load_weights(model, weights, backbone, backbone_layers):
         FileNotFoundError: no such file, or no network to download it.
         ValueError: not a weight file, damaged, or of another architecture. The model is as before.
     """
-    path = _download(backbone) if weights == "imagenet" else Path(weights)
+    path = _download(backbone) if weights == "imagenet" else resolve(weights, model.input_shape[1])
     arrays = _read(path)
     layers = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in HEADS}
     problems = [f"{name} is missing" for name in backbone_layers if name in layers and name not in arrays]

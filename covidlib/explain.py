@@ -1,0 +1,161 @@
+"""Where a network looks, and whether that is where the lesions are.
+
+Every network here ends in average pooling and one dense layer. There Grad-CAM (Selvaraju et al.,
+https://arxiv.org/abs/1610.02391) needs no gradient: it is the class activation map (Zhou et al.,
+https://arxiv.org/abs/1512.04150), and the maps of all pooled levels add up to the logit exactly. Softmax ignores what
+all logits share, so that is taken off: a map says what speaks for a class rather than for the others.
+"""
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import ops
+from scipy import ndimage
+from skimage.transform import resize
+
+from covidlib.models.weights import initialise
+
+ALL = "all levels"
+NEAR = 3 / 96  # of the side: how far from a lesion a hit may lie; maps are coarser than that
+
+
+def levels(model):
+    """Names of the layers whose maps are pooled into the features, in the order of the features."""
+    names = [name for name in ("avg_pool", *(f"fpn_p{n}_pool" for n in (2, 3, 4, 5)))
+             if any(layer.name == name for layer in model.layers)]
+    return [model.get_layer(name).input._keras_history.operation.name for name in names]
+
+
+def class_maps(model, images, classes, batch_size=64):
+    """Grad-CAM on every pooled level: level -> float32 (N, h, w), what each place adds to the logit.
+
+    images: uint8 (N, S, S); classes: int (N,), the class to explain for each. Over all levels and places the maps sum
+    to the logit less the mean of all logits, bias left out. With several levels, ALL is their sum at the finest size.
+    """
+    names = levels(model)
+    kernel = ops.convert_to_numpy(model.get_layer("logits").kernel)
+    kernel = kernel - kernel.mean(axis=1, keepdims=True)
+    reader = keras.Model(model.input, [model.get_layer(name).output for name in names])
+    parts = [[] for _ in names]
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        features = reader(np.asarray(images[rows], np.float32)[..., None], training=False)
+        features = features if isinstance(features, list | tuple) else [features]
+        chosen, first = kernel[:, classes[rows]], 0
+        for part, feature in zip(parts, features, strict=True):
+            array = ops.convert_to_numpy(ops.cast(feature, "float32"))  # (B, h, w, c)
+            own = chosen[first : first + array.shape[-1]]
+            first += array.shape[-1]
+            part.append(np.einsum("bhwc,cb->bhw", array, own) / (array.shape[1] * array.shape[2]))
+    maps = {name: np.concatenate(part) for name, part in zip(names, parts, strict=True)}
+    if len(maps) > 1:
+        finest = max((one.shape[1:] for one in maps.values()), key=np.prod)
+        maps[ALL] = sum(enlarge(one, finest) * np.prod(one.shape[1:]) / np.prod(finest) for one in maps.values())
+    return maps
+
+
+def enlarge(maps, size):
+    """(N, h, w) -> (N, *size), bilinear."""
+    return resize(maps, (len(maps), *size), order=1, mode="edge", anti_aliasing=False).astype(np.float32)
+
+
+def occlusion(model, images, classes, patch=16, stride=8, grey=0):
+    """How much log probability is lost where a patch hides the slice: float32 (N, rows, columns).
+
+    Zeiler and Fergus, https://arxiv.org/abs/1311.2901. images: uint8 (N, S, S); classes: int (N,). A network call on
+    (S / stride)^2 pictures for each slice.
+    """
+    size = images.shape[1]
+    starts = np.arange(0, size - patch + 1, stride)
+    lost = np.zeros((len(images), len(starts), len(starts)), np.float32)
+    for n, (image, k) in enumerate(zip(images, classes, strict=True)):
+        hidden = np.repeat(image[None].astype(np.float32), len(starts) ** 2 + 1, axis=0)
+        for place, (row, column) in enumerate((row, column) for row in starts for column in starts):
+            hidden[place, row : row + patch, column : column + patch] = grey
+        scores = np.log(np.maximum(model.predict(hidden[..., None], batch_size=64, verbose=0)[:, k], 1e-12))
+        lost[n] = (scores[-1] - scores[:-1]).reshape(len(starts), -1)
+    return lost
+
+
+def on_lesions(maps, lesions, lungs):
+    """How maps of one level meet the lesions: DataFrame hit, chance, gain, outside, a row per slice.
+
+    maps: (N, h, w), of which the positive part counts; lesions, lungs: bool (N, S, S). hit: the largest value lies on a
+    lesion or within NEAR of one (the pointing game, https://doi.org/10.1007/s11263-017-1059-x); chance: the share of the
+    lungs that would be a hit; gain: mean relevance on lesions over that on the lungs; outside: share of the relevance
+    that lies outside of the lungs, lesions counted as lung. NaN where nothing is positive, or no lesion there.
+    """
+    size = lesions.shape[1]
+    relevance = np.maximum(enlarge(maps, (size, size)), 0)
+    reach = max(1, round(NEAR * size))
+    rows = []
+    for values, lesion, lung in zip(relevance, lesions, lungs, strict=True):
+        lung = lung | lesion
+        near = ndimage.distance_transform_edt(~lesion) <= reach if lesion.any() else lesion
+        seen, known = values.sum() > 0, lesion.any()
+        mean = values[lung].mean() if lung.any() else 0
+        rows.append({
+            "hit": float(near.ravel()[values.argmax()]) if seen and known else np.nan,
+            "chance": float(near[lung].mean()) if known else np.nan,
+            "gain": float(values[lesion].mean() / mean) if known and mean > 0 else np.nan,
+            "outside": float(values[~lung].sum() / values.sum()) if seen and lung.any() else np.nan,
+        })
+    return pd.DataFrame(rows)
+
+
+def attention_on_lesions(model, images, lesions, batch_size=32):
+    """How much lesions attend to lesions, block -> (N,): 1 is what even attention would give, NaN without a lesion.
+
+    Of the queries whose place is at least a tenth lesion, the mean attention on keys, weighted by the keys' share of
+    lesion, over the mean share of all keys.
+    """
+    blocks = [layer.name.removesuffix("_weights") for layer in model.layers if layer.name.endswith("_weights")]
+    found = {}
+    for block in blocks:
+        layer = model.get_layer(f"{block}_weights")
+        queries, keys = layer.output.shape[1:]
+        own = model.get_layer(block).output.shape[1:3]
+        pooled = model.get_layer(f"{block}_key").output.shape[1:3]
+        share = enlarge(lesions.astype(np.float32), own).reshape(len(lesions), -1)
+        key_share = enlarge(lesions.astype(np.float32), pooled).reshape(len(lesions), -1)
+        reader, values = keras.Model(model.input, layer.output), []
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            weights = ops.convert_to_numpy(reader(np.asarray(images[rows], np.float32)[..., None], training=False))
+            for attention, query, key in zip(weights, share[rows], key_share[rows], strict=True):
+                asked = query >= 0.1 if queries > 1 else np.ones(1, bool)
+                even = key.mean()
+                values.append((attention[asked] @ key).mean() / even if asked.any() and even > 0 else np.nan)
+        found[block] = np.array(values)
+    return found
+
+
+def randomised(model):
+    """A copy of `model` whose every layer has random weights: a map that stays the same does not tell of the network.
+
+    Adebayo et al., https://arxiv.org/abs/1810.03292.
+    """
+    copy = keras.models.clone_model(model)
+    initialise(copy, seed=1)
+    return copy
+
+
+def measure(model, images, classes, lesions, lungs):
+    """`on_lesions` of every level, trained and with random weights, and of attention: long, a row per slice and map.
+
+    Columns: row, map, weights ("trained" or "random"), hit, chance, gain, outside, and likeness: rank correlation of the
+    map with the one of random weights.
+    """
+    from scipy.stats import spearmanr
+
+    trained, random = (class_maps(one, images, classes) for one in (model, randomised(model)))
+    parts = []
+    for name in trained:
+        like = [spearmanr(a.ravel(), b.ravel()).statistic if np.ptp(a) and np.ptp(b) else np.nan
+                for a, b in zip(trained[name], random[name], strict=True)]
+        for weights, maps in (("trained", trained), ("random", random)):
+            table = on_lesions(maps[name], lesions, lungs)
+            parts.append(table.assign(row=np.arange(len(images)), map=name, weights=weights, likeness=like))
+    for name, values in attention_on_lesions(model, images, lesions).items():
+        parts.append(pd.DataFrame({"row": np.arange(len(images)), "map": name, "weights": "trained", "gain": values}))
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,176 @@
+"""Starting weights from phantoms (§4: "ResNet50 as a pre-training model"): no outside weights, no patient.
+
+    python -m covidlib.pretraining --image-size 96
+
+ResNet-50 learns, on phantoms of a seed that nothing else uses, which class a slice is of and which share of every
+place of the conv3 and conv4 stages is lesion, by kind. Only its backbone is kept: what a variant adds starts at random,
+so all variants start from the same knowledge. The file is named by what it depends on, and made once.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covidlib import augmentation, provenance
+from covidlib.datasets import phantom
+from covidlib.files import write_atomically
+
+SLICES, SEED, EPOCHS, BATCH = (1000, 1000, 1000), 1000, 16, 32
+LEARNING_RATE, LESION_WEIGHT = 1e-3, 3.0
+# printed slices differ more in grey than phantoms do
+AUGMENTATION = {**augmentation.PAPER, "brightness": (-0.15, 0.15), "contrast": (0.6, 1.4)}
+MAPS = {"conv3_block4_out": 8, "conv4_block6_out": 16}  # stages that learn where lesions are: stride
+CODE = ("ct.py", "lungs.py", "harmonise.py")  # what an image depends on, beside the phantoms' own version
+HOME = provenance.ROOT / "data" / "pretraining"
+
+
+def path(image_size, home=HOME):
+    """Where the weights for this size lie, or will: the name holds a hash of what they depend on."""
+    settings = (phantom.VERSION, SLICES, SEED, EPOCHS, BATCH, LEARNING_RATE, LESION_WEIGHT, AUGMENTATION, MAPS)
+    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in CODE)
+    digest = hashlib.sha256(code + repr((image_size, *settings)).encode()).hexdigest()
+    return Path(home) / f"phantom-{image_size}-{digest[:12]}.weights.h5"
+
+
+def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto"):
+    """Path of the weights for `image_size` pixels, which are made (a quarter of an hour at 96 px on 2 cores) where
+    they are missing. `<path>.csv` beside them tells the training. Resumed after the last finished epoch."""
+    from filelock import FileLock
+
+    target = path(image_size, home)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_file():
+            _train(target, image_size, slices, epochs, precision)
+    return target
+
+
+def _train(target, image_size, slices, epochs, precision):
+    import keras
+
+    from covidlib.pipeline import feed
+
+    source, images, lesions = load(target.parent, image_size, slices)
+    kinds = source.manifest.label.map({name: k for k, name in enumerate(source.classes)}).to_numpy()
+    labels = np.eye(len(source.classes), dtype=np.float32)[kinds]
+    held_out = (source.manifest.split == "val").to_numpy()
+    keras.utils.set_random_seed(SEED)
+    state, log = target.with_suffix(".partial.keras"), target.with_suffix(".csv")
+    history = pd.read_csv(log).to_dict("records") if state.is_file() else []
+    steps = -(-int((~held_out).sum()) // BATCH) * epochs
+    trainer = keras.models.load_model(state) if history else _build(source.classes, image_size, precision, steps)
+    for epoch in range(len(history), epochs):
+        parts = [_batches(images, labels, lesions, np.flatnonzero(rows), **options) for rows, options in (
+            (~held_out, dict(seed=SEED, epoch=epoch, augmenter=augmentation.Augmenter(AUGMENTATION, SEED))), (held_out, {}))]
+        found = trainer.fit(feed(parts[0]), validation_data=feed(parts[1]), initial_epoch=epoch, epochs=epoch + 1,
+                            shuffle=False, verbose=0).history
+        history.append({"epoch": epoch + 1, **{name: values[0] for name, values in found.items()}})
+        print(f"phantom weights, {image_size} px: epoch {epoch + 1} of {epochs}, accuracy on held-out patients "
+              f"{history[-1]['val_probabilities_accuracy']:.3f}", flush=True)
+        trainer.save(f"{state}.new.keras")
+        os.replace(f"{state}.new.keras", state)
+        write_atomically(log, pd.DataFrame(history).to_csv(index=False))
+    backbone = _classifier(source.classes, image_size, precision)
+    for layer in backbone.layers:
+        layer.set_weights(trainer.get_layer(layer.name).get_weights())
+    backbone.save_weights(f"{target}.new.weights.h5")
+    os.replace(f"{target}.new.weights.h5", target)
+    state.unlink()
+
+
+def load(home, image_size, slices=SLICES):
+    """(Source, images, lesions) of the phantoms: uint8 (N, S, S) twice; 1 marks covid's lesions, 2 viral's."""
+    import joblib
+
+    from covidlib import datasets, intake, splits
+
+    source = datasets.load("phantom", Path(home) / "phantom", list(slices), SEED)
+    manifest = splits.assign(source.manifest.assign(split=""), SEED, (0.9, 0.0, 0.1))[0]
+    source = datasets.replace(source, manifest=manifest.assign(split=manifest.split.replace("test", "val")))
+    images = intake.load_images(source, image_size, Path(home) / "cache")
+    maps = joblib.Parallel(-1)(joblib.delayed(lesion_map)(source.root, path, image_size) for path in manifest.path)
+    kinds = manifest.label.map({"covid": 1, "viral": 2, "normal": 0}).to_numpy(np.uint8)
+    return source, images, np.stack(maps) * kinds[:, None, None]
+
+
+def lesion_map(root, path, image_size):
+    """bool (S, S): the lesions of a phantom where the network sees them."""
+    from PIL import Image
+
+    from covidlib import harmonise, intake
+
+    truth = np.asarray(Image.open(Path(root, "masks", path).with_suffix(".png")))
+    return harmonise.place(truth == 2, image_size, intake.read(Path(root, path), 0)[2])
+
+
+def _classifier(classes, image_size, precision):
+    from covidlib.models import build_classifier
+
+    return build_classifier("resnet50", classes, image_size, precision=precision, seed=SEED)
+
+
+def _build(classes, image_size, precision, steps):
+    import keras
+    from keras import layers
+
+    from covidlib.optimizer import AdamW
+
+    model = _classifier(classes, image_size, precision)
+    heads = [layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name=_head(stage))(
+        model.get_layer(stage).output) for stage in MAPS]
+    trainer = keras.Model(model.inputs, [model.outputs[0], *heads])
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 10, alpha=0.01, warmup_target=LEARNING_RATE, warmup_steps=steps // 10)
+    optimizer = AdamW(schedule, weight_decay=0.05)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    names = [_head(stage) for stage in MAPS]
+    trainer.compile(optimizer, ["categorical_crossentropy", *["binary_crossentropy"] * len(names)],
+                    loss_weights=[1.0, *[LESION_WEIGHT] * len(names)], metrics=[["accuracy"], *[[]] * len(names)],
+                    jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
+    return trainer
+
+
+def _head(stage):
+    return f"lesions_{stage.split('_')[0]}"
+
+
+def _batches(images, labels, lesions, rows, **options):
+    from covidlib.pipeline import Batches
+
+    move = augmentation.Augmenter({name: limits for name, limits in AUGMENTATION.items()
+                                   if augmentation.OPERATIONS[name].family == "geometric"}, SEED)  # draws what the images' own augmenter draws
+
+    class WithLesions(Batches):
+        def __getitem__(self, index):
+            batch, truth = super().__getitem__(index)
+            masks = np.stack([lesions[self.parts[index]] == kind for kind in (1, 2)], axis=-1).astype(np.float32)
+            if self.augmenter is not None:
+                masks = np.stack([move(mask, self.epoch, int(n)) for mask, n in
+                                  zip(masks * 255, self.parts[index], strict=True)]) / 255
+            return batch, (truth, *(_shares(masks, stride) for stride in MAPS.values()))
+
+    return WithLesions(images, labels, BATCH, rows, **options)
+
+
+def _shares(masks, stride):
+    """(B, H, W, 2) -> (B, ceil(H / stride), ceil(W / stride), 2): the share of every place that is lesion."""
+    count, height, width, kinds = masks.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    padded = np.pad(masks, ((0, 0), (0, rows * stride - height), (0, columns * stride - width), (0, 0)))
+    return padded.reshape(count, rows, stride, columns, stride, kinds).mean(axis=(2, 4))
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m covidlib.pretraining", description=__doc__.split("\n")[0])
+    parser.add_argument("--image-size", type=int, default=96, help="pixels, as in the training that starts from them")
+    print(make(parser.parse_args(arguments).image_size))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
