@@ -171,7 +171,7 @@ def draw():
 
     figures.style()
     table = pd.read_csv(tables.RESULTS / table_name())
-    figure, axes = figures._new(11, 6, 2, 3)
+    figure, axes = figures.new(11, 6, 2, 3)
     names = {"input": "read and augment, 96 px", "training": "train, 32 px", "step by size": "one step, batch 16",
              "step by batch": "one step, 96 px"}
     panels = {"slices": ("slices", "one epoch"), "pixels": ("image size (px)", "one step"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import augmentation, comparison, evaluation, figures, runs, statistics
+from . import augmentation, evaluation, figures, runs, statistics
 
 COUNTS = {"covid": 1350, "viral": 300, "normal": 1350}  # section 3.2
 CORRECT = {"covid": 1298, "viral": 1221, "normal": 184}  # Figure 6, as printed
@@ -46,21 +46,29 @@ class Evidence:
 
     @cached_property
     def runs(self) -> list:
+        """The runs on the split's test part; those of cross-validation where there are no others."""
+        return self._find() or self.folds
+
+    @cached_property
+    def folds(self) -> list:
+        return self._find(folds=True)
+
+    def _find(self, **options):
         try:
-            return runs.find_runs(self.folder)
+            return runs.find_runs(self.folder, **options)
         except FileNotFoundError:
             return []
 
-    def of(self, variant) -> list:
-        found = [run for run in self.runs if run.parameters["variant"] == variant]
+    def of(self, variant, among=None) -> list:
+        found = [run for run in (among or self.runs) if run.variant == variant]
         if not found:
             raise Missing(f"no finished run of {variant}: notebook 03_training with variant={variant}")
         return found
 
-    def correct(self, variant, label=None) -> pd.DataFrame:
+    def correct(self, variant, label=None, among=None) -> pd.DataFrame:
         """Test slices: `correct` (share of the seeds that are right) and `patient`, by path and slice."""
         parts = []
-        for run in self.of(variant):
+        for run in self.of(variant, among):
             test = run.predictions[run.predictions["split"] == "test"]
             keys = [key for key in ("path", "slice_index") if key in test]
             parts.append(test.assign(correct=evaluation.correct(test, run.classes).astype(float)))
@@ -116,13 +124,16 @@ def accuracy(evidence, variant, paper, label=None):
 
 def difference(evidence, variant, against):
     """Paired difference of accuracies on the same test slices; holds if its 95 % interval is above zero."""
-    table = comparison.table(evidence.of(variant) + evidence.of(against), baseline=against)
-    columns = ["difference", "difference_low", "difference_high"]
-    gap, low, high = table.set_index("variant").loc[variant, columns].astype(float)
-    slices = evidence.correct(variant)
-    text = f"{gap:+.3f} ({variant} - {against}, {len(slices)} test slices)"
-    _enough(evidence, slices, text)
-    return Finding(bool(low > 0), text, (low, high))
+    found, how = evidence.runs, "test slices"
+    if all(any(run.variant == name for run in evidence.folds) for name in (variant, against)):
+        found, how = evidence.folds, "slices, each tested in one of the folds"
+    own, base = (evidence.correct(name, among=found) for name in (variant, against))
+    shared = own.index.intersection(base.index)
+    own, base = own.loc[shared], base.loc[shared]
+    paired = statistics.paired_difference(own["correct"], base["correct"], own["patient"].to_numpy())
+    text = f"{paired['difference']:+.3f} ({variant} - {against}, {len(own)} {how}; p = {paired['p_bootstrap']:.2g})"
+    _enough(evidence, own, text)
+    return Finding(bool(paired["low"] > 0), text, (paired["low"], paired["high"]))
 
 
 def plateau(evidence, epochs=35, window=5, tolerance=0.05):

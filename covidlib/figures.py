@@ -16,7 +16,7 @@ from .diagrams import figure2_fpn, figure3_attention
 
 __all__ = ["style", "save", "sheet", "figure1_augmentation", "figure2_fpn", "figure3_attention",
            "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "comparison", "shortcuts", "table1",
-           "table2", "PAPER"]
+           "table2", "new", "PAPER"]
 
 # What the paper prints in its tables (sections 3.1 and 3.3).
 PAPER = {
@@ -49,8 +49,9 @@ def save(figure, folder, name) -> list[Path]:
     return [folder / f"{name}.{kind}" for kind in metadata]
 
 
-def _new(width, height, rows=1, columns=1):
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+def new(width, height, rows=1, columns=1, **options):
+    """(figure, its axes in a flat array); options as in matplotlib's `subplots`."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
     plt.close(figure)
     return figure, axes.ravel()
 
@@ -58,7 +59,7 @@ def _new(width, height, rows=1, columns=1):
 def sheet(images, titles, columns=5, colors=None, suptitle=None):
     """Grid of grey or RGB slices (0..255), each with its title."""
     rows = ceil(len(images) / columns)
-    figure, axes = _new(2.1 * columns, 2.5 * rows + 0.4, rows, columns)
+    figure, axes = new(2.1 * columns, 2.5 * rows + 0.4, rows, columns)
     for axis in axes:
         axis.set_axis_off()
     for i, (axis, image, title) in enumerate(zip(axes, images, titles, strict=False)):
@@ -85,7 +86,7 @@ def figure4_curves(history, n_training=None, n_validation=None):
     n_training, n_validation: numbers of slices, for the legend.
     """
     histories = history if isinstance(history, dict) else {"": history}
-    figure, axes = _new(11, 4, 1, 2)
+    figure, axes = new(11, 4, 1, 2)
     training, validation = (f"{part}, n = {n}" if n else part
                             for part, n in (("training", n_training), ("validation", n_validation)))
     for color, (variant, table) in zip(sns.color_palette("colorblind"), histories.items(), strict=False):
@@ -135,7 +136,7 @@ def figure6_confusion(confusion):
     totals = counts.sum(axis=1)
     share = counts / np.maximum(totals, 1)[:, None]
     text = np.array([f"{n:d}\n{s:.0%}" for n, s in zip(counts.flat, share.flat, strict=True)]).reshape(counts.shape)
-    figure, (axis,) = _new(1.6 + 1.25 * len(counts), 1.2 + 1.05 * len(counts))
+    figure, (axis,) = new(1.6 + 1.25 * len(counts), 1.2 + 1.05 * len(counts))
     rows = [f"{name}\n(n = {int(n)})" for name, n in zip(confusion.index, totals, strict=True)]
     sns.heatmap(share, annot=text, fmt="", vmin=0, vmax=1, cmap="Blues", square=True, linewidths=1, ax=axis,
                 xticklabels=list(confusion.columns), yticklabels=rows,
@@ -148,7 +149,7 @@ def figure6_confusion(confusion):
 
 def roc(curves, n):
     """One curve per class against the rest, of `n` slices. curves: DataFrame class, fpr, tpr."""
-    figure, (axis,) = _new(5.5, 5.2)
+    figure, (axis,) = new(5.5, 5.2)
     areas = {}
     for name, part in curves.groupby("class", sort=False):
         areas[name] = np.trapezoid(part["tpr"], part["fpr"])
@@ -168,7 +169,7 @@ def comparison(table):
     paired 95 % interval over patients on the right.
     """
     table = table.iloc[::-1].reset_index(drop=True)
-    figure, (left, right) = _new(11, 2 + 0.45 * len(table), 1, 2)
+    figure, (left, right) = new(11, 2 + 0.45 * len(table), 1, 2)
     left.errorbar(table["accuracy_mean"], table.index, xerr=table["accuracy_sd"].fillna(0), fmt="o",
                   capsize=4, label="here (bars: sd over seeds; 95 % interval of the difference)")
     others = table[table["difference_low"].notna() & (table["variant"] != "resnet50")]
@@ -201,7 +202,7 @@ def shortcuts(table):
     """Accuracy of every baseline without anatomy, 95 % intervals, one panel per protocol. See shortcuts.measure."""
     protocols = list(dict.fromkeys(table["protocol"]))
     names = list(dict.fromkeys(table["baseline"]))[::-1]
-    figure, axes = _new(5.5 * len(protocols) + 1.5, 1.2 + 0.42 * len(names), 1, len(protocols))
+    figure, axes = new(5.5 * len(protocols) + 1.5, 1.2 + 0.42 * len(names), 1, len(protocols))
     views = list(dict.fromkeys(table["seen"]))
     for axis, protocol in zip(axes, protocols, strict=True):
         part = table[table["protocol"] == protocol]

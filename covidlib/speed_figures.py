@@ -18,7 +18,7 @@ def speed(table):
                               for row in table.itertuples()])
     ways, variants = list(dict.fromkeys(table["way"])), list(dict.fromkeys(table["variant"]))
     batches = sorted({1, int(table["batch"].max())})
-    figure, axes = _new(5.5 * len(batches) + 2.5, 1.8 + 0.34 * len(ways), 1, len(batches))
+    figure, axes = new(5.5 * len(batches) + 2.5, 1.8 + 0.34 * len(ways), 1, len(batches))
     for axis, batch in zip(axes, batches, strict=True):
         part = table[table["batch"] == batch]
         for k, variant in enumerate(variants):
@@ -41,7 +41,7 @@ def speed(table):
 
 def scaling(table):
     """Images per second over slices per call (all threads), and over threads (exported, one slice)."""
-    figure, axes = _new(11, 4.8, 1, 2)
+    figure, axes = new(11, 4.8, 1, 2)
     most = table["threads"].max()
     plain = table[~table["harness"].str.contains("decode|loop")]
     views = {"batch": plain[plain["threads"] == most],
@@ -83,7 +83,7 @@ def mistakes(table, first_calls):
 
     table: of `speed.mistakes`; first_calls: DataFrame (frames, ratio, q1, q3).
     """
-    figure, (left, right) = _new(13, 1.8 + 0.55 * len(table), 1, 2)
+    figure, (left, right) = new(13, 1.8 + 0.55 * len(table), 1, 2)
     rows = table.iloc[::-1].reset_index(drop=True)
     for shift, kind, color, text in ((0.2, "apparent", "C1", "with the mistake"), (-0.2, "honest", "C0", "without it")):
         spread = [rows[kind] - rows[f"{kind}_q1"], rows[f"{kind}_q3"] - rows[kind]]

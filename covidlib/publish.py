@@ -1,0 +1,150 @@
+"""What the study found, for people to read and to compute again: `make publish`.
+
+    python -m covidlib.publish                                # runs/*/study* into reports/published
+    python -m covidlib.publish --runs none                    # all of it anew from what is committed
+
+The small files of finished runs are copied, and every table, figure, the ledger, and the tables of README.md and
+MODEL_CARD.md are made from the copies alone, so that anyone gets the same without training.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from covidlib import claims, figures, provenance, runs, study, study_figures
+from covidlib.files import write_atomically
+
+HOME = provenance.ROOT / "reports" / "published"
+PROFILE = "study"
+PROBABILITY = 6  # decimals
+BESIDE = ("audit/shortcuts.csv", "audit/leaks.csv", "audit/conflicts.csv", "evaluation/explanations.csv",
+          "speed/speed.csv")
+BEGIN, END = "<!-- {} -->", "<!-- end -->"
+_LEFT_OUT = ("metrics",)  # measured anew from the predictions
+
+
+def gather(source, folder=HOME):
+    """Copy the small files of every finished run of the study from `source` (runs/) to `folder`/runs.
+
+    Probabilities are rounded to 1e-6; run.json loses the metrics and the names of folders. Returns the number of runs.
+    Runs that only `folder` has stay.
+    """
+    count = 0
+    for profile in sorted(Path(source).glob(f"*/{PROFILE}*")):
+        target = Path(folder, "runs", *profile.parts[-2:])
+        if (profile / "dataset.json").is_file():
+            facts = runs.read_json(profile / "dataset.json")
+            kept = {name: facts[name] for name in ("name", "classes", "slices", "patients", "official_split",
+                                                   "counts", "manifest_sha256")}
+            write_atomically(target / "dataset.json", json.dumps(kept | {"notes": []}, indent=1) + "\n")
+        for name in BESIDE:
+            if (profile / name).is_file():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(profile / name, target / name)
+        for record in sorted(profile.glob("*/seed-*/run.json")):
+            _copy_run(runs.read_run(record.parent), target / record.parent.parent.name / record.parent.name)
+            count += 1
+    return count
+
+
+def _copy_run(run, target):
+    target.mkdir(parents=True, exist_ok=True)
+    tables = {"history": run.history.round(PROBABILITY), "predictions": run.predictions.round(PROBABILITY),
+              **{path.stem: runs.read_predictions(path).round(PROBABILITY) for path in run.path.glob("across-*.csv")}}
+    for name, table in tables.items():
+        write_atomically(target / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    kept = {name: value for name, value in run.content.items() if name not in _LEFT_OUT}
+    # the provenance repeats the parameters, with names of places cut
+    kept["parameters"] = kept["parameters"] | {"weights": kept["provenance"]["parameters"].get("weights")}
+    kept["provenance"] = {name: value for name, value in kept["provenance"].items() if name != "parameters"}
+    runs.write_json(target / "run.json", kept)
+
+
+def ledger(folder=HOME):
+    """The claims on the sets of the study: those that need no images once, the others for every set at hand."""
+    homes = sorted(path.parent for path in Path(folder, "runs").glob(f"*/{PROFILE}/dataset.json"))
+    homes.sort(key=lambda path: path.parent.name != "ucsd-covid-ct")
+    first, *others = [claims.check(home) for home in homes]
+    more = [row for rows in others for row in rows if row["dataset"]]
+    order = {row["id"]: place for place, row in enumerate(first)}
+    return sorted([*first, *more], key=lambda row: order[row["id"]])
+
+
+def build(folder=HOME, pages=True):
+    """Make tables, figures and the ledger in `folder` anew; with `pages` also README.md's and MODEL_CARD.md's tables."""
+    made = study.write(folder)
+    rows = ledger(folder)
+    claims.write(rows, folder)
+    figures.style()
+    for name, figure in study_figures.draw(made, study.find(folder)).items():
+        figures.save(figure, Path(folder, "figures"), name)
+    if pages:
+        put(provenance.ROOT / "README.md", "study", opening(rows))
+        put(provenance.ROOT / "MODEL_CARD.md", "performance", performance(made))
+    return made
+
+
+OPENING = ("baseline", "accuracy", "gain", "recall-covid", "gain-pyramid", "gain-attention", "plateau", "time-complexity",
+           "space-complexity", "faster-cpu", "detected", "viral-exceeds", "balanced")
+
+
+def opening(rows):
+    """The table that README.md opens with: paper, measured, verdict, command."""
+    lines = ["| the paper | | measured | verdict | measured again by |", "|---|---|---|---|---|"]
+    for row in rows:
+        if row["id"] in OPENING and row["dataset"] != "phantom":
+            where = f"{row['dataset']}: " if row["dataset"] else ""
+            lines.append(f"| {row['statement']} | {row['paper_value']} | {where}{claims.measured(row)} | "
+                         f"**{row['verdict']}** | `{row['command']}` |")
+    return "\n".join(lines)
+
+
+def performance(made):
+    """MODEL_CARD.md's table: every network on every set, with intervals."""
+    lines = ["| data | tested on | network | seeds | slices | accuracy (95 %) | AUC (95 %) | ECE, scaled |",
+             "|---|---|---|---|---|---|---|---|"]
+    for row in made["summary"].itertuples():
+        lines.append(f"| {row.dataset} ({row.profile}) | {_tested(row)} | `{row.variant}` | {row.seeds} | {row.slices} | "
+                     f"{row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f}) | "
+                     f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f}) | "
+                     f"{row.ece:.3f}, {'-' if pd.isna(row.ece_scaled) else f'{row.ece_scaled:.3f}'} |")
+    return "\n".join(lines)
+
+
+def _tested(row):
+    return {study.SPLIT: "its test part", study.FOLDS: "all folds"}.get(row.protocol, row.tested_on)
+
+
+def put(page, name, text):
+    """Replace what stands in `page` between the marks <!-- name --> and <!-- end -->. ValueError without them."""
+    begin = BEGIN.format(name)
+    before, _, rest = Path(page).read_text().partition(begin)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"{page} must hold the lines {begin} and {END}, with what is between them made by make publish")
+    write_atomically(page, f"{before}{begin}\n{text}\n{mark}{after}")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m covidlib.publish", description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", default=str(provenance.ROOT / "runs"), help="folder of runs, or none")
+    parser.add_argument("--folder", default=str(HOME))
+    options = parser.parse_args(arguments)
+    try:
+        if options.runs != "none":
+            print(f"{gather(options.runs, options.folder)} runs copied")
+        home = Path(options.folder)
+        for name, table in build(home, pages=home.resolve() == HOME).items():
+            print(f"{name}: {len(table)} rows")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

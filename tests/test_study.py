@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covidlib import publish, runs, study
+
+CLASSES = ("covid", "non_covid")
+
+
+def predictions(rng, skill, patients, fold=None, split="test"):
+    """Two slices a patient; the network gives the true class `skill` more logit on average."""
+    names = [f"p{n:03d}" for n in patients for _ in (0, 1)]
+    truth = np.array([n % 2 for n in patients for _ in (0, 1)])
+    logit = rng.normal(size=len(truth)) + skill * np.where(truth == 0, 1, -1)
+    score = 1 / (1 + np.exp(-2 * logit))
+    return pd.DataFrame({"path": [f"{name}/{k}.png" for k, name in enumerate(names)], "slice_index": 0, "patient": names,
+                         "split": split, "label": [CLASSES[k] for k in truth], "p_covid": score, "p_non_covid": 1 - score})
+
+
+def write_run(home, dataset, variant, seed, fold, skill, test, profile="study"):
+    rng = np.random.default_rng([seed, fold + 1, sum(variant.encode())])
+    folder = home / "runs" / dataset / profile / variant / runs.folder_name(seed, fold)
+    folder.mkdir(parents=True)
+    table = pd.concat([predictions(rng, skill, range(1000, 1060), split="val"), predictions(rng, skill, test)])
+    table.to_csv(folder / "predictions.csv", index=False)
+    epochs = np.arange(1, 36)
+    pd.DataFrame({"epoch": epochs, "loss": 1 / epochs, "accuracy": 0.9, "val_loss": 0.5 + abs(epochs - 20) / 100,
+                  "val_accuracy": 0.8, "seconds": 1.0}).to_csv(folder / "history.csv", index=False)
+    content = {"parameters": {"variant": variant, "seed": seed, "weights": "phantom", "image_size": 96},
+               "classes": list(CLASSES), "wall_seconds": 9.0, "metrics": {"test": {"accuracy": 5.0}},
+               "provenance": {"parameters": {"weights": "phantom"}, "machine": {"cpu": "a processor"},
+                              "manifest_sha256": "x"}}
+    runs.write_json(folder / "run.json", content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """Two networks in five folds, and the better one with two seeds on a split; as a folder of runs."""
+    home = tmp_path_factory.mktemp("study")
+    for fold in range(5):
+        for variant, skill in (("resnet50", 0.5), ("improved", 1.5)):
+            write_run(home, "ucsd-covid-ct", variant, 0, fold, skill, range(40 * fold, 40 * fold + 40))
+    for seed in (0, 1):
+        for variant, skill in (("resnet50", 0.5), ("improved", 0.5), ("resnet50_fpn", 1.5)):
+            folder = write_run(home, "ucsd-covid-ct", variant, seed, -1, skill, range(100))
+    predictions(np.random.default_rng(0), 2.0, range(30)).drop(columns="split").to_csv(
+        folder / "across-sarscov2-ct.csv", index=False)
+    (home / "runs/ucsd-covid-ct/study/dataset.json").write_text(json.dumps(
+        {"name": "ucsd-covid-ct", "classes": CLASSES, "slices": 400, "patients": 200, "official_split": True,
+         "counts": {}, "manifest_sha256": "x", "root": "../secret", "notes": ["a note"]}))
+    audit = home / "runs/ucsd-covid-ct/study/audit"
+    audit.mkdir()
+    pd.DataFrame({"baseline": ["majority class", "file facts", "lungs blacked out"],
+                  "seen": ["files", "files", "harmonised"], "protocol": "official test split",
+                  "accuracy": [0.5, 0.9, 0.5], "low": 0.4, "high": 0.95, "auc": 0.5}).to_csv(
+        audit / "shortcuts.csv", index=False)
+    return home
+
+
+@pytest.fixture(scope="module")
+def tables(made_up):
+    return study.tables(made_up)
+
+
+def test_every_run_has_a_row(tables):
+    assert len(tables["runs"]) == 16
+    assert tables["runs"].fold.notna().sum() == 10 and set(tables["runs"].weights) == {"phantom"}
+
+
+def test_folds_are_pooled_and_seeds_are_averaged(made_up, tables):
+    table = tables["summary"].set_index(["protocol", "variant"])
+    folds = table.loc[("folds", "improved")]
+    assert folds.slices == 400 and folds.patients == 200 and folds.seeds == 1 and np.isnan(folds.accuracy_sd)
+    pooled = pd.concat([run.predictions[run.predictions.split == "test"] for run in study.find(made_up)
+                        if run.fold >= 0 and run.variant == "improved"])
+    assert folds.accuracy == pytest.approx(((pooled.p_covid > 0.5) == (pooled.label == "covid")).mean())
+    assert folds.low < folds.accuracy < folds.high and folds.auc_low < folds.auc < folds.auc_high
+    assert table.loc[("split", "resnet50")].seeds == 2 and table.loc[("split", "resnet50")].accuracy_sd > 0
+    assert table.loc[("across", "resnet50_fpn")].tested_on == "sarscov2-ct"
+
+
+def test_a_better_network_is_told_from_the_baseline_and_an_equal_one_is_not(tables):
+    table = tables["differences"].set_index(["protocol", "variant"])
+    better = table.loc[("folds", "improved")]
+    assert better.low > 0 and max(better.p_bootstrap, better.p_mcnemar, better.p_delong) < 0.001
+    equal = table.loc[("split", "improved")]
+    assert equal.low < 0 < equal.high and np.isnan(equal.p_mcnemar) and equal.comparisons == 2
+    other = table.loc[("split", "resnet50_fpn")]
+    assert other.p_holm == pytest.approx(min(1, 2 * other.p_bootstrap))
+
+
+def test_scaling_is_fitted_on_validation_slices_and_mends_what_is_too_sure(tables):
+    row = tables["summary"].set_index(["protocol", "variant"]).loc[("folds", "resnet50")]
+    assert row.ece_scaled < row.ece
+
+
+def test_what_a_positive_answer_is_worth_falls_with_the_prevalence(tables):
+    rows = tables["per_class"][tables["per_class"]["class"] == "covid"]
+    assert (rows.ppv_at_10_percent <= rows.ppv_test).all() and (rows.ppv_at_10_percent < rows.ppv_test).any()
+    assert rows.sensitivity.between(rows.sensitivity_low, rows.sensitivity_high).all()
+
+
+def test_a_target_below_a_shortcut_is_reached_and_not_met(tables):
+    table = tables["targets"].set_index("target")
+    row = table.loc["resnet50 from random weights or phantoms, accuracy"]
+    assert row.above == 0.9 and not row.met
+
+
+def test_publishing_copies_what_is_small_and_names_no_folder(made_up, tmp_path, capsys):
+    assert publish.main(["--runs", str(made_up / "runs"), "--folder", str(tmp_path)]) == 0
+    assert "16 runs copied" in capsys.readouterr().out
+    kept = tmp_path / "runs/ucsd-covid-ct/study"
+    assert {path.name for path in (kept / "improved/seed-0-fold-3").iterdir()} == {
+        "predictions.csv", "history.csv", "run.json"}
+    assert "secret" not in (kept / "dataset.json").read_text()
+    record = runs.read_run(kept / "improved/seed-0")
+    assert "metrics" not in record.content and record.metrics["test"]["accuracy"] < 1
+    for name in ("accuracy", "differences", "reliability", "curves"):
+        assert (tmp_path / f"figures/{name}.png").stat().st_size > 5000
+    claims = json.loads((tmp_path / "claims.json").read_text())
+    gain = next(row for row in claims if row["id"] == "gain")
+    assert gain["verdict"] == "reproduced" and "folds" in gain["measured"]
+
+
+def test_published_again_from_the_copies_alone_it_is_the_same_to_the_byte(made_up, tmp_path):
+    publish.main(["--runs", str(made_up / "runs"), "--folder", str(tmp_path)])
+    first = {path: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    publish.main(["--runs", "none", "--folder", str(tmp_path)])
+    assert first == {path: path.read_bytes() for path in (tmp_path / "tables").iterdir()} and len(first) == 7
+
+
+def test_a_page_without_its_marks_is_left_alone(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("before <!-- study -->old<!-- end --> after")
+    publish.put(page, "study", "new")
+    assert page.read_text() == "before <!-- study -->\nnew\n<!-- end --> after"
+    with pytest.raises(ValueError, match="must hold the lines <!-- performance -->"):
+        publish.put(page, "performance", "new")
+
+
+def test_without_runs_it_says_what_to_do(tmp_path, capsys):
+    assert publish.main(["--runs", "none", "--folder", str(tmp_path)]) == 2
+    assert "make reproduce PROFILE=study" in capsys.readouterr().err
+
+
+def test_the_published_tables_are_what_the_published_predictions_give(repository, tmp_path):
+    """Anyone gets the same statistics from the committed predictions, to the last published digit."""
+    home = repository / "reports" / "published"
+    if not list(home.glob("runs/*/*/*/seed-*/predictions.csv")):
+        pytest.skip("no study is published yet")
+    for name, table in study.tables(home).items():
+        text = table.round(study.DIGITS).to_csv(index=False, lineterminator="\n")
+        assert text == (home / "tables" / f"{name}.csv").read_text(), name
