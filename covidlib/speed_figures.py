@@ -5,7 +5,7 @@ Each takes DataFrames of `covidlib.speed` and returns a matplotlib Figure, see `
 
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from .figures import PAPER, _new
+from .figures import PAPER, new
 
 GAIN = PAPER["fps"]["improved", "cpu"] / PAPER["fps"]["resnet50", "cpu"]  # 1.62
 STYLES = {"compiled call": ("o", ":"), "float32": ("s", "-"), "bfloat16": ("^", "--"), "int8": ("D", "-.")}

@@ -107,6 +107,21 @@ def test_every_profile_has_the_same_keys(repository):
 
     files = (repository / "workflow/profiles").glob("*.yaml")
     profiles = {path.stem: yaml.safe_load(path.read_text()) for path in files}
-    assert set(profiles) == {"smoke", "quick", "paper"}
-    assert len({frozenset(profile) for profile in profiles.values()}) == 1
+    assert set(profiles) == {"smoke", "quick", "study", "paper"}
+    of_the_study = {"datasets", "without_phantom_weights"}
+    assert len({frozenset(set(profile) - of_the_study) for profile in profiles.values()}) == 1
+    assert all(set(more) <= set(profiles["study"]) for more in profiles["study"]["datasets"].values())
     assert profiles["paper"]["epochs"] == 35 and profiles["paper"]["phantoms_per_class"] == [1350, 300, 1350]
+
+
+def test_the_study_plans_every_run_of_its_protocol(checkout, repository):
+    """Nine networks x five seeds, two networks x five folds, and the start that they share, where it is missing."""
+    plan = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--configfile",
+         "workflow/profiles/study.yaml", "--cores", "2", "--dry-run", "--config", "profile=study",
+         "dataset=ucsd-covid-ct", "data_root=somewhere", "on_error=raise"], capture_output=True, text=True, cwd=checkout)
+    assert plan.returncode == 0, plan.stderr[-2000:]
+    jobs = dict(line.split()[:2] for line in plan.stdout.splitlines() if line.startswith("train"))
+    assert jobs == {"train": "45", "train_fold": "10"}
+    calls = plan.stdout + plan.stderr
+    assert "seed-0-fold-4" in calls and "/mobilenet_v2/seed-4/" in calls
