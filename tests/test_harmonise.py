@@ -6,6 +6,7 @@ from PIL import Image
 
 from covidlib import ct, harmonise
 from covidlib.datasets import phantom
+from covidlib.lungs import lung_mask
 
 SIZE = 96
 
@@ -78,3 +79,17 @@ def test_wrong_shapes_are_named(slice_of):
         harmonise.harmonise(slice_of, SIZE, np.zeros((9, 9), bool))
     with pytest.raises(ValueError, match="Received: size=0"):
         harmonise.harmonise(slice_of, 0)
+
+
+def test_a_mask_is_placed_where_the_picture_goes(slice_of):
+    image, lungs = slice_of, lung_mask(slice_of)
+    mask = np.zeros_like(lungs)
+    rows, columns = np.nonzero(lungs)
+    middle = rows[len(rows) // 2], columns[len(columns) // 2]
+    mask[middle[0] - 4 : middle[0] + 5, middle[1] - 4 : middle[1] + 5] = True
+    marked = np.where(mask, 255, np.where(lungs, 40, image)).astype(np.uint8)
+    seen, _ = harmonise.harmonise(marked, 96, lungs)
+    placed = harmonise.place(mask, 96, lungs)
+    assert placed.any() and seen[placed].mean() > 150
+    assert harmonise.place(lungs, 96, lungs).sum() == pytest.approx(harmonise.harmonise(image, 96, lungs)[1].sum(), rel=0.02)
+    assert not harmonise.place(mask, 96, np.zeros_like(lungs)).any()

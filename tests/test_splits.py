@@ -206,3 +206,15 @@ def test_shipped_splits_are_disjoint_and_in_proportion(real):
         assert name == "covid-ct-md-sample" or ((0.17 < test) & (test < 0.31)).all()
     if name == "ucsd-covid-ct":
         assert splits.apply_shipped(manifest, name)[0].split.equals(manifest.split)
+
+
+def test_a_choice_of_the_notebooks_is_one_split(tmp_path):
+    manifest = make({"a": 10, "b": 12})
+    source = datasets.Source(manifest, ("a", "b"), tmp_path, "made-up", ["a note"])
+    own, _ = splits.choose(source, seed=3)
+    assert own.manifest.split.equals(splits.assign(manifest, 3)[0].split) and own.notes[0] == "a note"
+    folds = [splits.choose(source, "own", fold, seed)[0].manifest.split for fold in range(5) for seed in (0, 9)]
+    assert folds[0].equals(folds[1])  # whatever the seed
+    assert (sum((split == "test").astype(int) for split in folds[::2]) == 1).all()
+    with pytest.raises(ValueError, match="fold=5"):
+        splits.choose(source, fold=5)

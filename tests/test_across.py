@@ -1,0 +1,59 @@
+"""Networks of one set answer the slices of another."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from covidlib import across, datasets, intake, runs, training
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two sets of disks with other names, each with one trained network."""
+    home = tmp_path_factory.mktemp("across")
+    made = []
+    for number, name in enumerate(("one", "other")):
+        rng = np.random.default_rng(number)
+        for label in ("covid", "non_covid"):
+            (home / name / label).mkdir(parents=True)
+            for n in range(6):
+                picture = rng.integers(0, 60, (48, 48), dtype=np.uint8)
+                picture[12:36, 12:36] += 150 if label == "covid" else 20
+                Image.fromarray(picture).save(home / name / label / f"{n}.png")
+        source = datasets.load("folder", home / name)
+        split = np.tile(["train", "train", "train", "train", "val", "test"], 2)
+        source = datasets.replace(source, manifest=source.manifest.assign(split=split), name=name)
+        folder = home / "runs" / name
+        datasets.save(source, folder)
+        images = intake.load_images(source, 32, folder / "cache")
+        training.train(source, images, folder / "resnet50" / "seed-0", "resnet50", image_size=32, epochs=1, batch_size=4,
+                       seed=0, precision="float32", deterministic=False, progress=False)
+        made.append(folder)
+    return made
+
+
+@pytest.mark.slow
+def test_both_ways_and_only_once(folders, capsys):
+    assert across.main(list(map(str, folders))) == 0
+    assert len(capsys.readouterr().out.split()) == 2
+    table = runs.read_predictions(folders[0] / "resnet50/seed-0/across-other.csv")
+    assert len(table) == 12 and set(table.label) == {"covid", "non_covid"}
+    assert np.allclose(table.p_covid + table.p_non_covid, 1, atol=1e-5)
+    own = runs.read_predictions(folders[0] / "resnet50/seed-0/predictions.csv")
+    assert not set(map(tuple, own[["path", "p_covid"]].to_numpy())) & set(map(tuple, table[["path", "p_covid"]].to_numpy()))
+    assert across.main(list(map(str, folders))) == 0 and capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_other_classes_are_refused(folders):
+    run = runs.read_run(folders[0] / "resnet50" / "seed-0")
+    manifest = pd.DataFrame({"path": ["a.png"], "label": ["cap"], "patient": "", "split": "", "slice_index": 0})
+    source = datasets.Source(manifest, ("cap",), folders[0], "third")
+    with pytest.raises(ValueError, match="third has others"):
+        across.predict(run, source, np.zeros((1, 32, 32), np.uint8))
+
+
+def test_a_folder_without_runs_is_an_error(tmp_path, capsys):
+    assert across.main([str(tmp_path), str(tmp_path)]) == 2
+    assert "run notebook 00_data first" in capsys.readouterr().err

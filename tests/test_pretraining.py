@@ -1,0 +1,103 @@
+"""Weights from phantoms: made once, resumed, named by what they depend on, and where the lesions are is where they are."""
+
+import contextlib
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covidlib import pretraining
+from covidlib.files import write_atomically
+from covidlib.models import build_classifier, weights
+
+SLICES, SIZE = (12, 6, 12), 32
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def made(home):
+    """The weights, and what was printed when an interrupted making was gone on with."""
+    def interrupted(path, content):
+        write_atomically(path, content)
+        raise KeyboardInterrupt("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "write_atomically", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretraining.make(SIZE, home, slices=SLICES, epochs=2, precision="float32")
+    assert not pretraining.path(SIZE, home).exists()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        path = pretraining.make(SIZE, home, slices=SLICES, epochs=2, precision="float32")
+    return path, printed.getvalue()
+
+
+def test_the_name_depends_on_size_and_settings(home, monkeypatch):
+    names = {pretraining.path(64, home), pretraining.path(96, home)}
+    monkeypatch.setattr(pretraining, "EPOCHS", 3)
+    assert len(names | {pretraining.path(64, home)}) == 3
+
+
+def test_lesions_lie_where_the_network_sees_them(home):
+    source, images, lesions = pretraining.load(home, 64, SLICES)
+    assert images.shape == lesions.shape == (30, 64, 64)
+    kinds = source.manifest.label.map({"covid": 1, "viral": 2, "normal": 0})
+    for kind, image, lesion in zip(kinds, images, lesions, strict=True):
+        assert set(np.unique(lesion)) <= {0, kind}
+        assert (image[lesion > 0] > 0).all()  # inside of what is kept
+    ill = lesions[(kinds > 0).to_numpy()]
+    assert (ill > 0).any(axis=(1, 2)).mean() > 0.9
+    assert set(source.manifest.split) == {"train", "val"}
+
+
+def test_shares_are_means_of_the_cells_and_follow_the_picture():
+    masks = np.zeros((1, 10, 10, 2), np.float32)
+    masks[0, :4, :4, 1] = 1
+    shares = pretraining._shares(masks, 4)
+    assert shares.shape == (1, 3, 3, 2) and shares[0, 0, 0, 1] == 1 and shares.sum() == 1
+    images = np.zeros((1, 64, 64), np.uint8)
+    images[0, 10:22, 40:52] = 200
+    lesions = (images > 0).astype(np.uint8)
+    from covidlib.augmentation import Augmenter
+
+    labels, geometric = np.eye(3)[:1], Augmenter(pretraining.AUGMENTATION, pretraining.SEED)
+    for epoch in range(6):
+        batches = pretraining._batches(images, labels, lesions, None, seed=1, epoch=epoch, augmenter=geometric)
+        picture, (_, fine, coarse) = batches[0]
+        assert fine.shape == (1, 8, 8, 2) and coarse.shape == (1, 4, 4, 2)
+        bright = picture[0, :, :, 0] > picture.min() + 0.5 * np.ptp(picture)
+        cells = bright.reshape(8, 8, 8, 8).mean(axis=(1, 3))
+        assert np.abs(cells - fine[0, ..., 0]).max() < 0.3 and fine[..., 1].max() == 0
+
+
+@pytest.mark.slow
+def test_every_variant_starts_from_the_same_backbone(made, home):
+    path, _ = made
+    history = pd.read_csv(path.with_suffix(".csv"))
+    assert list(history.epoch) == [1, 2] and history.val_probabilities_accuracy.between(0, 1).all()
+    assert not list(home.glob("*.partial*"))
+    stem = []
+    for variant in ("resnet50", "improved"):
+        model = build_classifier(variant, ("covid", "non_covid"), SIZE, weights=str(path), precision="float32")
+        stem.append(model.get_layer("conv4_block6_3_conv").get_weights()[0])
+    assert np.array_equal(*stem)
+    fresh = build_classifier("resnet50", ("covid", "non_covid"), SIZE, precision="float32")
+    assert not np.array_equal(stem[0], fresh.get_layer("conv4_block6_3_conv").get_weights()[0])
+
+
+@pytest.mark.slow
+def test_interrupted_it_goes_on_and_made_it_is_not_made_again(made, home):
+    path, printed = made
+    assert "epoch 2 of 2" in printed and "epoch 1 of 2" not in printed
+    stamp = path.stat().st_mtime_ns
+    assert pretraining.make(SIZE, home).stat().st_mtime_ns == stamp
+
+
+def test_phantom_means_that_file(home, monkeypatch):
+    monkeypatch.setattr(pretraining, "make", lambda image_size: home / f"phantom-{image_size}.weights.h5")
+    assert weights.resolve("phantom", 96).name == "phantom-96.weights.h5"
+    assert weights.resolve("some/where.h5", 96).name == "where.h5"
