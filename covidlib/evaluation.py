@@ -17,9 +17,9 @@ def metrics(predictions, classes, seed=0):
 
     Keys: `n`, `patients` (0 where unknown), `accuracy`, `accuracy_interval` [low, high],
     `balanced_accuracy`, `balanced_accuracy_interval`, `macro_f1`, `auc` (one-vs-rest, mean over the classes
-    for which it is defined), `brier`, `ece` (see calibration), and `per_class`: name -> `n`, `sensitivity`, `sensitivity_interval`,
-    `specificity`, `ppv`, `auc`. The predicted class is the most probable one. Intervals: patient-clustered
-    bootstrap, Wilson where no patient is known (`statistics.proportion_interval`).
+    for which it is defined), `brier`, `ece` (see calibration), and `per_class`: name -> `n`, `sensitivity`,
+    `sensitivity_interval`, `specificity`, `ppv`, `auc`. The predicted class is the most probable one. Intervals:
+    patient-clustered bootstrap, Wilson where no patient is known (`statistics.proportion_interval`).
     """
     truth, predicted, scores = decide(predictions, classes)
     patients = patient_names(predictions)

@@ -6,6 +6,9 @@ https://arxiv.org/abs/1512.04150), and the maps of all pooled levels add up to t
 all logits share, so that is taken off: a map says what speaks for a class rather than for the others.
 """
 
+from pathlib import Path
+
+import joblib
 import keras
 import numpy as np
 import pandas as pd
@@ -13,10 +16,18 @@ from keras import ops
 from scipy import ndimage
 from skimage.transform import resize
 
+from covidlib import datasets, harmonise, intake, pretraining
+from covidlib.models import VARIANTS
 from covidlib.models.weights import initialise
 
 ALL = "all levels"
+SEED = 2000  # of the phantoms that explanations are held against: no training draws it
 NEAR = 3 / 96  # of the side: how far from a lesion a hit may lie; maps are coarser than that
+
+
+def explains(variant):
+    """Whether the maps of a variant stand for it: those on ResNet-50, the others are there for their accuracy."""
+    return VARIANTS[variant]["backbone"] == "resnet50"
 
 
 def levels(model):
@@ -30,7 +41,7 @@ def class_maps(model, images, classes, batch_size=64):
     """Grad-CAM on every pooled level: level -> float32 (N, h, w), what each place adds to the logit.
 
     images: uint8 (N, S, S); classes: int (N,), the class to explain for each. Over all levels and places the maps sum
-    to the logit less the mean of all logits, bias left out. With several levels, ALL is their sum at the finest size.
+    to the logit less the mean of all logits, bias left out. ALL is their sum at the finest size.
     """
     names = levels(model)
     kernel = ops.convert_to_numpy(model.get_layer("logits").kernel)
@@ -48,10 +59,8 @@ def class_maps(model, images, classes, batch_size=64):
             first += array.shape[-1]
             part.append(np.einsum("bhwc,cb->bhw", array, own) / (array.shape[1] * array.shape[2]))
     maps = {name: np.concatenate(part) for name, part in zip(names, parts, strict=True)}
-    if len(maps) > 1:
-        finest = max((one.shape[1:] for one in maps.values()), key=np.prod)
-        maps[ALL] = sum(enlarge(one, finest) * np.prod(one.shape[1:]) / np.prod(finest) for one in maps.values())
-    return maps
+    finest = max((one.shape[1:] for one in maps.values()), key=np.prod)
+    return maps | {ALL: sum(enlarge(one, finest) * np.prod(one.shape[1:]) / np.prod(finest) for one in maps.values())}
 
 
 def enlarge(maps, size):
@@ -81,9 +90,9 @@ def on_lesions(maps, lesions, lungs):
     """How maps of one level meet the lesions: DataFrame hit, chance, gain, outside, a row per slice.
 
     maps: (N, h, w), of which the positive part counts; lesions, lungs: bool (N, S, S). hit: the largest value lies on a
-    lesion or within NEAR of one (the pointing game, https://doi.org/10.1007/s11263-017-1059-x); chance: the share of the
-    lungs that would be a hit; gain: mean relevance on lesions over that on the lungs; outside: share of the relevance
-    that lies outside of the lungs, lesions counted as lung. NaN where nothing is positive, or no lesion there.
+    lesion or within NEAR of one (the pointing game, https://doi.org/10.1007/s11263-017-1059-x); chance: the share of
+    the lungs that would be a hit; gain: mean relevance on lesions over that on the lungs; outside: share of the
+    relevance outside of the lungs, lesions counted as lung. NaN where nothing is positive, or no lesion there.
     """
     size = lesions.shape[1]
     relevance = np.maximum(enlarge(maps, (size, size)), 0)
@@ -143,8 +152,8 @@ def randomised(model):
 def measure(model, images, classes, lesions, lungs):
     """`on_lesions` of every level, trained and with random weights, and of attention: long, a row per slice and map.
 
-    Columns: row, map, weights ("trained" or "random"), hit, chance, gain, outside, and likeness: rank correlation of the
-    map with the one of random weights.
+    Columns: row, map, weights ("trained" or "random"), hit, chance, gain, outside, and likeness: rank correlation of
+    the map with the one of random weights.
     """
     from scipy.stats import spearmanr
 
@@ -159,3 +168,30 @@ def measure(model, images, classes, lesions, lungs):
     for name, values in attention_on_lesions(model, images, lesions).items():
         parts.append(pd.DataFrame({"row": np.arange(len(images)), "map": name, "weights": "trained", "gain": values}))
     return pd.concat(parts, ignore_index=True)
+
+
+def phantoms(home, per_class, image_size):
+    """(manifest, images, lesions, lungs) of diseased phantoms that no training draws, as a network sees them.
+
+    home: folder that they are drawn into; per_class: slices of covid and of viral. uint8 and bool (N, S, S).
+    """
+    source = datasets.load("phantom", Path(home), [per_class, per_class, 1], SEED)
+    manifest = source.manifest[source.manifest.label != "normal"].reset_index(drop=True)
+    source = datasets.replace(source, manifest=manifest, classes=("covid", "viral"))
+    images = np.array(intake.load_images(source, image_size, Path(home) / "cache"))
+    lesions = joblib.Parallel(-1)(joblib.delayed(pretraining.lesion_map)(source.root, path, image_size)
+                                  for path in manifest.path)
+    return manifest, images, np.stack(lesions), lungs_seen(source, image_size)
+
+
+def lungs_seen(source, image_size):
+    """bool (N, S, S): the lungs of every slice of a datasets.Source where the network sees them."""
+    manifest = source.manifest
+    rows = zip(manifest.path, intake.slice_indices(manifest), intake.masks(source), strict=True)
+    return np.stack(joblib.Parallel(-1)(joblib.delayed(_lungs)(source.root / path, index, mask, image_size)
+                                        for path, index, mask in rows))
+
+
+def _lungs(path, index, mask, image_size):
+    picture, _, lung = intake.read(path, index, mask)
+    return harmonise.harmonise(picture, image_size, lung)[1]

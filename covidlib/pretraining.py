@@ -65,9 +65,10 @@ def _train(target, image_size, slices, epochs, precision):
     steps = -(-int((~held_out).sum()) // BATCH) * epochs
     trainer = keras.models.load_model(state) if history else _build(source.classes, image_size, precision, steps)
     for epoch in range(len(history), epochs):
-        parts = [_batches(images, labels, lesions, np.flatnonzero(rows), **options) for rows, options in (
-            (~held_out, dict(seed=SEED, epoch=epoch, augmenter=augmentation.Augmenter(AUGMENTATION, SEED))), (held_out, {}))]
-        found = trainer.fit(feed(parts[0]), validation_data=feed(parts[1]), initial_epoch=epoch, epochs=epoch + 1,
+        train = _batches(images, labels, lesions, np.flatnonzero(~held_out), seed=SEED, epoch=epoch,
+                         augmenter=augmentation.Augmenter(AUGMENTATION, SEED))
+        val = _batches(images, labels, lesions, np.flatnonzero(held_out))
+        found = trainer.fit(feed(train), validation_data=feed(val), initial_epoch=epoch, epochs=epoch + 1,
                             shuffle=False, verbose=0).history
         history.append({"epoch": epoch + 1, **{name: values[0] for name, values in found.items()}})
         print(f"phantom weights, {image_size} px: epoch {epoch + 1} of {epochs}, accuracy on held-out patients "
@@ -142,8 +143,9 @@ def _head(stage):
 def _batches(images, labels, lesions, rows, **options):
     from covidlib.pipeline import Batches
 
+    # an augmenter of the same seed draws the same values, whatever else it does
     move = augmentation.Augmenter({name: limits for name, limits in AUGMENTATION.items()
-                                   if augmentation.OPERATIONS[name].family == "geometric"}, SEED)  # draws what the images' own augmenter draws
+                                   if augmentation.OPERATIONS[name].family == "geometric"}, SEED)
 
     class WithLesions(Batches):
         def __getitem__(self, index):

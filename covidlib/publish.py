@@ -75,7 +75,7 @@ def ledger(folder=HOME):
 
 
 def build(folder=HOME, pages=True):
-    """Make tables, figures and the ledger in `folder` anew; with `pages` also README.md's and MODEL_CARD.md's tables."""
+    """Make tables, figures and the ledger in `folder` anew; with `pages` also those of README.md and MODEL_CARD.md."""
     made = study.write(folder)
     rows = ledger(folder)
     claims.write(rows, folder)
@@ -88,8 +88,8 @@ def build(folder=HOME, pages=True):
     return made
 
 
-OPENING = ("baseline", "accuracy", "gain", "recall-covid", "gain-pyramid", "gain-attention", "plateau", "time-complexity",
-           "space-complexity", "faster-cpu", "detected", "viral-exceeds", "balanced")
+OPENING = ("baseline", "accuracy", "gain", "recall-covid", "gain-pyramid", "gain-attention", "plateau",
+           "time-complexity", "space-complexity", "faster-cpu", "detected", "viral-exceeds", "balanced")
 
 
 def opening(rows):
@@ -108,8 +108,8 @@ def performance(made):
     lines = ["| data | tested on | network | seeds | slices | accuracy (95 %) | AUC (95 %) | ECE, scaled |",
              "|---|---|---|---|---|---|---|---|"]
     for row in made["summary"].itertuples():
-        lines.append(f"| {row.dataset} ({row.profile}) | {_tested(row)} | `{row.variant}` | {row.seeds} | {row.slices} | "
-                     f"{row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f}) | "
+        lines.append(f"| {row.dataset} ({row.profile}) | {_tested(row)} | `{row.variant}` | {row.seeds} | "
+                     f"{row.slices} | {row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f}) | "
                      f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f}) | "
                      f"{row.ece:.3f}, {'-' if pd.isna(row.ece_scaled) else f'{row.ece_scaled:.3f}'} |")
     return "\n".join(lines)
@@ -125,7 +125,7 @@ def put(page, name, text):
     before, _, rest = Path(page).read_text().partition(begin)
     _, mark, after = rest.partition(END)
     if not mark:
-        raise ValueError(f"{page} must hold the lines {begin} and {END}, with what is between them made by make publish")
+        raise ValueError(f"{page} must hold the lines {begin} and {END}; restore it from git")
     write_atomically(page, f"{before}{begin}\n{text}\n{mark}{after}")
 
 

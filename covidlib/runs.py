@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-
 _FOLDER = re.compile(r"seed-(\d+)(?:-fold-(\d+))?")
 
 
@@ -82,8 +81,9 @@ def find_runs(output_dir, folds=False):
     With `folds` those of cross-validation, `<variant>/seed-<k>-fold-<i>/`, instead. Raises FileNotFoundError where
     there is none.
     """
-    folders = [path.parent for path in Path(output_dir).glob("*/seed-*/run.json") if _FOLDER.fullmatch(path.parent.name)]
-    found = [run for run in map(read_run, folders) if (run.fold >= 0) == folds]
+    folders = [path.parent for path in Path(output_dir).glob("*/seed-*/run.json")]
+    found = [read_run(folder) for folder in folders if (match := _FOLDER.fullmatch(folder.name))
+             and (match[2] is not None) == folds]
     if not found:
         raise FileNotFoundError(f"{output_dir} holds no finished run: run notebook 03_training first.")
     return sorted(found, key=lambda run: (run.variant, run.seed, run.fold))

@@ -23,6 +23,7 @@ SPLIT, FOLDS, ACROSS = "split", "folds", "across"
 PREVALENCE = 0.10  # at which a positive answer's worth is told, beside that of the test part
 DIGITS = 4  # published
 KEY = ["path", "slice_index"]
+MEASURES = ("hit", "chance", "gain", "outside", "likeness")  # see explain.measure
 TARGETS = (  # set before the runs
     ("resnet50 from random weights or phantoms, accuracy", BASELINE, "accuracy", 0.70),
     ("improved without outside weights, accuracy", "improved", "accuracy", 0.80),
@@ -281,6 +282,39 @@ def targets(table, measured):
     return pd.DataFrame(rows)
 
 
+def explanations(folder):
+    """How maps meet lesions and lungs: a row per set, network, map and weights, and `improved` less the others.
+
+    From `runs/<dataset>/<profile>/evaluation/explanations.csv`; means with 95 % intervals over patients.
+    """
+    parts = []
+    for path in sorted(Path(folder, "runs").glob("*/*/evaluation/explanations.csv")):
+        table = pd.read_csv(path, dtype={"patient": str, "path": str}, keep_default_na=True)
+        place = {"dataset": path.parts[-4], "profile": path.parts[-3]}
+        for keys, rows in table.groupby(["slices", "variant", "map", "weights"], sort=False):
+            row = place | dict(zip(("slices", "variant", "map", "weights"), keys, strict=True)) | {"n": len(rows)}
+            parts.append(row | _means(rows, rows["patient"], MEASURES))
+        whole = table[(table["map"] == "all levels") & (table["weights"] == "trained")]
+        for slices, rows in whole.groupby("slices", sort=False):
+            own = {name: part.set_index(["path", "slice_index"]) for name, part in rows.groupby("variant")}
+            for name in own.keys() - {"improved"} if "improved" in own else ():
+                gap = own["improved"][list(MEASURES)] - own[name][list(MEASURES)]
+                parts.append(place | {"slices": slices, "variant": f"improved - {name}", "map": "all levels",
+                                      "weights": "trained", "n": len(gap)}
+                             | _means(gap, own["improved"]["patient"], MEASURES))
+    return pd.DataFrame(parts)
+
+
+def _means(rows, patients, names):
+    found = {}
+    for name in names:
+        known = rows[name].notna().to_numpy()
+        values, own = rows[name].to_numpy()[known], patients.fillna("").to_numpy()[known]
+        low, high = statistics.cluster_bootstrap(values, statistics.fill_unknown(own)) if len(values) else (np.nan,) * 2
+        found |= {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
 def tables(folder):
     """All tables of the study, name -> DataFrame, from what lies in `folder`."""
     found = find(folder)
@@ -288,7 +322,7 @@ def tables(folder):
     whole, measured = summary(made), baselines(folder)
     return {"runs": every_run(found), "summary": whole, "differences": differences(made),
             "per_class": per_class(made), "reliability": reliability(made), "baselines": measured,
-            "targets": targets(whole, measured)}
+            "targets": targets(whole, measured), "explanations": explanations(folder)}
 
 
 def write(folder):

@@ -87,8 +87,8 @@ def differences(table):
 def reliability(table, summary):
     """Confidence against accuracy of the two main networks on the first set, before and after scaling."""
     first = summary.iloc[0]
-    part = table[(table.dataset == first.dataset) & (table.protocol == first.protocol) & (table.profile == first.profile)
-                 & table.variant.isin([study.BASELINE, "improved"])]
+    part = table[(table.dataset == first.dataset) & (table.protocol == first.protocol)
+                 & (table.profile == first.profile) & table.variant.isin([study.BASELINE, "improved"])]
     figure, axes = new(9, 4.2, 1, 2)
     for axis, kind in zip(axes, ("as trained", "scaled"), strict=True):
         for color, (variant, bins) in zip(sns.color_palette("colorblind"), part[part.probabilities == kind].groupby(
@@ -123,7 +123,8 @@ def curves(found):
         for axis, quantity in zip(axes, ("accuracy", "loss"), strict=True):
             for name, style in ((quantity, "-"), (f"val_{quantity}", "--")):
                 table = pd.concat([history[name] for history in own], axis=1)
-                axis.plot(table.index, table.mean(axis=1), style, color=color, label=f"{variant} {name}, {len(own)} runs")
+                axis.plot(table.index, table.mean(axis=1), style, color=color,
+                          label=f"{variant} {name}, {len(own)} runs")
                 axis.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.12)
     for axis, unit in zip(axes, ("accuracy (fraction correct)", "loss (cross-entropy, nats)"), strict=True):
         axis.set(xlabel="epoch", ylabel=unit)

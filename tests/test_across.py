@@ -27,8 +27,8 @@ def folders(tmp_path_factory):
         folder = home / "runs" / name
         datasets.save(source, folder)
         images = intake.load_images(source, 32, folder / "cache")
-        training.train(source, images, folder / "resnet50" / "seed-0", "resnet50", image_size=32, epochs=1, batch_size=4,
-                       seed=0, precision="float32", deterministic=False, progress=False)
+        training.train(source, images, folder / "resnet50" / "seed-0", "resnet50", image_size=32, epochs=1,
+                       batch_size=4, seed=0, precision="float32", deterministic=False, progress=False)
         made.append(folder)
     return made
 
@@ -41,7 +41,7 @@ def test_both_ways_and_only_once(folders, capsys):
     assert len(table) == 12 and set(table.label) == {"covid", "non_covid"}
     assert np.allclose(table.p_covid + table.p_non_covid, 1, atol=1e-5)
     own = runs.read_predictions(folders[0] / "resnet50/seed-0/predictions.csv")
-    assert not set(map(tuple, own[["path", "p_covid"]].to_numpy())) & set(map(tuple, table[["path", "p_covid"]].to_numpy()))
+    assert not set(own.p_covid) & set(table.p_covid)
     assert across.main(list(map(str, folders))) == 0 and capsys.readouterr().out == ""
 
 

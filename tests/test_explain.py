@@ -34,7 +34,8 @@ def test_every_pooled_level_has_a_map_at_its_own_size(images):
     assert [maps[name].shape[1] for name in explain.levels(improved)] == [16, 8, 4, 2]
     assert maps[explain.ALL].shape == (5, 16, 16)
     plain = explain.class_maps(build_classifier("resnet50", CLASSES, 64, precision="float32"), images, np.zeros(5, int))
-    assert list(plain) == ["conv5_block3_out"] and plain["conv5_block3_out"].shape == (5, 2, 2)
+    assert list(plain) == ["conv5_block3_out", explain.ALL] and plain["conv5_block3_out"].shape == (5, 2, 2)
+    assert np.array_equal(*plain.values())
 
 
 def slices_with_a_lesion():
@@ -98,3 +99,11 @@ def test_random_weights_change_the_map_and_leave_the_network_alone(model, images
     assert not any(np.allclose(maps[name], others[name]) for name in maps)
     assert table.likeness.between(-1, 1).any()
     assert set(table["map"]) >= set(explain.levels(model))
+
+
+def test_phantoms_to_explain_come_with_lesions_inside_of_lungs(tmp_path):
+    manifest, images, lesions, lungs = explain.phantoms(tmp_path, 6, 64)
+    assert len(manifest) == 12 and set(manifest.label) == {"covid", "viral"}
+    assert images.shape == lesions.shape == lungs.shape == (12, 64, 64)
+    assert lesions.any(axis=(1, 2)).mean() > 0.9
+    assert (lesions & ~lungs).sum() < 0.5 * lesions.sum()

@@ -1,4 +1,4 @@
-"""Weights from phantoms: made once, resumed, named by what they depend on, and where the lesions are is where they are."""
+"""Weights from phantoms: made once, resumed, named by what they depend on; lesions lie where the network sees them."""
 
 import contextlib
 import io

@@ -119,7 +119,8 @@ def test_the_study_plans_every_run_of_its_protocol(checkout, repository):
     plan = subprocess.run(
         [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--configfile",
          "workflow/profiles/study.yaml", "--cores", "2", "--dry-run", "--config", "profile=study",
-         "dataset=ucsd-covid-ct", "data_root=somewhere", "on_error=raise"], capture_output=True, text=True, cwd=checkout)
+         "dataset=ucsd-covid-ct", "data_root=somewhere", "on_error=raise"],
+        capture_output=True, text=True, cwd=checkout)
     assert plan.returncode == 0, plan.stderr[-2000:]
     jobs = dict(line.split()[:2] for line in plan.stdout.splitlines() if line.startswith("train"))
     assert jobs == {"train": "45", "train_fold": "10"}

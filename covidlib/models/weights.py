@@ -61,8 +61,8 @@ def load_weights(model, weights, backbone, backbone_layers):
     """Load the layers of `model` that the file has, matched by name; the head is left as it is.
 
     Args:
-        weights: "imagenet", "phantom" (covidlib.pretraining) or the path of a file: `.h5` of keras.applications (with or without top),
-            `.weights.h5` or `.keras` of a classifier of this library.
+        weights: "imagenet", "phantom" (covidlib.pretraining) or the path of a file: `.h5` of keras.applications
+            (with or without top), `.weights.h5` or `.keras` of a classifier of this library.
         backbone: "resnet50", "mobilenet_v2" or "densenet169".
         backbone_layers: names of the layers that the file must have.
 
