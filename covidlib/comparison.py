@@ -14,8 +14,8 @@ def table(runs, split="test", baseline=BASELINE, seed=0):
 
     Columns: variant, seeds; <measure>_mean and <measure>_sd over seeds (sd NaN for one seed) for accuracy,
     balanced_accuracy, macro_f1 and auc; accuracy_low and accuracy_high: 95 % interval over patients; difference,
-    difference_low and difference_high: accuracy minus the baseline's with a paired 95 % interval; parameters (of the
-    network), seconds (mean of the training).
+    difference_low and difference_high: accuracy minus the baseline's with a paired 95 % interval; p_bootstrap, and
+    p_holm, adjusted for the variants compared; parameters (of the network), seconds (mean of the training).
 
     The interval resamples patients, or slices where no patient is known, and averages over the seeds at
     hand: it tells how the difference varies with the patients, not with further seeds. NaN without the
@@ -42,7 +42,9 @@ def table(runs, split="test", baseline=BASELINE, seed=0):
         row["parameters"] = group[0].content["model"]["parameters"]
         row["seconds"] = np.mean([run.content["wall_seconds"] for run in group])
         rows.append(row)
-    return pd.DataFrame(rows)
+    made = pd.DataFrame(rows)
+    made.insert(made.columns.get_loc("p_bootstrap") + 1, "p_holm", statistics.holm(made["p_bootstrap"]))
+    return made
 
 
 def _hit_rate(runs, split):
@@ -58,9 +60,10 @@ def _hit_rate(runs, split):
 
 
 def _difference(rate, reference, seed):
-    if reference is None:
-        return dict.fromkeys(("difference", "difference_low", "difference_high"), np.nan)
-    gain = rate - reference
-    patients = statistics.fill_unknown(gain.index.get_level_values("patient"))
-    low, high = statistics.cluster_bootstrap(gain, patients, seed=seed)
-    return {"difference": gain.mean(), "difference_low": low, "difference_high": high}
+    names = {name: f"difference_{name}" for name in ("low", "high")}
+    names |= {name: name for name in ("difference", "p_bootstrap")}
+    if reference is None or rate.equals(reference):
+        nothing = np.nan if reference is None else 0.0
+        return dict.fromkeys(names.values(), nothing) | {"p_bootstrap": np.nan}
+    paired = statistics.paired_difference(rate, reference, rate.index.get_level_values("patient"), seed)
+    return {column: paired[name] for name, column in names.items()}

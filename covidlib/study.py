@@ -289,25 +289,31 @@ def explanations(folder):
     """
     parts = []
     for path in sorted(Path(folder, "runs").glob("*/*/evaluation/explanations.csv")):
-        table = pd.read_csv(path, dtype={"patient": str, "path": str}, keep_default_na=True)
-        place = {"dataset": path.parts[-4], "profile": path.parts[-3]}
-        for keys, rows in table.groupby(["slices", "variant", "map", "weights"], sort=False):
-            row = place | dict(zip(("slices", "variant", "map", "weights"), keys, strict=True)) | {"n": len(rows)}
-            parts.append(row | _means(rows, rows["patient"], MEASURES))
-        whole = table[(table["map"] == "all levels") & (table["weights"] == "trained")]
-        for slices, rows in whole.groupby("slices", sort=False):
-            own = {name: part.set_index(["path", "slice_index"]) for name, part in rows.groupby("variant")}
-            for name in own.keys() - {"improved"} if "improved" in own else ():
-                gap = own["improved"][list(MEASURES)] - own[name][list(MEASURES)]
-                parts.append(place | {"slices": slices, "variant": f"improved - {name}", "map": "all levels",
-                                      "weights": "trained", "n": len(gap)}
-                             | _means(gap, own["improved"]["patient"], MEASURES))
-    return pd.DataFrame(parts)
+        table = summarise_explanations(pd.read_csv(path, dtype={"patient": str}))
+        parts.append(table.assign(dataset=path.parts[-4], profile=path.parts[-3]))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _means(rows, patients, names):
-    found = {}
-    for name in names:
+def summarise_explanations(table):
+    """As `explanations`, of one file's rows (notebook 04)."""
+    rows = []
+    for keys, part in table.groupby(["slices", "variant", "map", "weights"], sort=False):
+        names = dict(zip(("slices", "variant", "map", "weights"), keys, strict=True))
+        rows.append(names | _means(part, part["patient"]))
+    whole = table[(table["map"] == "all levels") & (table["weights"] == "trained")]
+    for slices, part in whole.groupby("slices", sort=False):
+        own = {name: one.set_index(KEY) for name, one in part.groupby("variant")}
+        improved = own.pop("improved", None)
+        for name, other in own.items() if improved is not None else ():
+            gap = improved[list(MEASURES)] - other[list(MEASURES)]
+            rows.append({"slices": slices, "variant": f"improved - {name}", "map": "all levels", "weights": "trained"}
+                        | _means(gap, improved["patient"]))
+    return pd.DataFrame(rows)
+
+
+def _means(rows, patients):
+    found = {"n": len(rows)}
+    for name in MEASURES:
         known = rows[name].notna().to_numpy()
         values, own = rows[name].to_numpy()[known], patients.fillna("").to_numpy()[known]
         low, high = statistics.cluster_bootstrap(values, statistics.fill_unknown(own)) if len(values) else (np.nan,) * 2
