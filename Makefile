@@ -7,7 +7,7 @@ ON_ERROR ?= raise
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help env reproduce test benchmark lab clean lock
+.PHONY: help env reproduce study publish test benchmark lab clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -28,6 +28,18 @@ env: .venv/.complete ## make .venv from requirements.lock
 reproduce: env ## run a profile to its report and print the claims table
 	@$(BIN)/python workflow/reproduce.py --profile '$(PROFILE)' --dataset '$(DATASET)' \
 	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --on-error '$(ON_ERROR)' --jobs '$(JOBS)'
+
+study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; many hours
+	@[ -d '$(DATA_ROOT)' ] || { echo "no such folder. Received: DATA_ROOT=$(DATA_ROOT)"; exit 1; }
+	$(MAKE) reproduce PROFILE=study DATASET=ucsd-covid-ct DATA_ROOT='$(DATA_ROOT)/ucsd-covid-ct'
+	$(MAKE) reproduce PROFILE=study DATASET=sarscov2-ct DATA_ROOT='$(DATA_ROOT)/sarscov2-ct-256'
+	$(BIN)/python -m covidlib.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study
+	$(MAKE) reproduce PROFILE=study DATASET=phantom DATA_ROOT=
+	$(MAKE) reproduce PROFILE=study DATASET=covid-ct-md DATA_ROOT='$(DATA_ROOT)/covid-ct-md-sample'
+	$(MAKE) publish
+
+publish: env ## reports/published and its tables in README.md and MODEL_CARD.md, from the study's runs
+	$(BIN)/python -m covidlib.publish
 
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest

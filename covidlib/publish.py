@@ -82,6 +82,7 @@ def build(folder=HOME, pages=True):
     figures.style()
     for name, figure in study_figures.draw(made, study.find(folder)).items():
         figures.save(figure, Path(folder, "figures"), name)
+    write_atomically(Path(folder, "README.md"), page(made, rows))
     if pages:
         put(provenance.ROOT / "README.md", "study", opening(rows))
         put(provenance.ROOT / "MODEL_CARD.md", "performance", performance(made))
@@ -101,6 +102,44 @@ def opening(rows):
             lines.append(f"| {row['statement']} | {row['paper_value']} | {where}{claims.measured(row)} | "
                          f"**{row['verdict']}** | `{row['command']}` |")
     return "\n".join(lines)
+
+
+def page(made, rows):
+    """README.md of the folder: what was found, on one page, with the figures."""
+    counts = pd.Series([row["verdict"] for row in rows]).value_counts()
+    told = ", ".join(f"{counts[name]} {name}" for name in claims.VERDICTS if name in counts)
+    parts = [
+        "# What the study found",
+        "Made by `make publish` from the small files in `runs/`; anyone gets every figure again by "
+        "`python -m covidlib.publish --runs none`, without images and without training. Asked and laid down "
+        "beforehand: [PROTOCOL.md](PROTOCOL.md); pilots: [pilots.csv](pilots.csv); every claim of the paper: "
+        f"[claims.md](claims.md) ({told}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
+        "Research software, not for diagnosis.",
+        "## Is it better than ResNet50?", _markdown(made["differences"], (
+            "dataset", "profile", "protocol", "tested_on", "variant", "seeds", "slices", "difference", "low", "high",
+            "p_bootstrap", "p_mcnemar", "p_holm", "auc_difference", "p_delong")),
+        "![differences](figures/differences.png)",
+        "## How good is it?", performance(made), "![accuracy](figures/accuracy.png)",
+        "## What was wanted beforehand", _markdown(made["targets"]),
+        "## Can the probabilities be believed?", "![reliability](figures/reliability.png)",
+        "## Training", "![curves](figures/curves.png)",
+        "## Where it looks", _markdown(made["explanations"], (
+            "dataset", "slices", "variant", "map", "weights", "n", "hit", "hit_low", "hit_high", "chance", "gain",
+            "gain_low", "gain_high", "outside", "likeness")),
+        "## Every run", _markdown(made["runs"], (
+            "dataset", "profile", "variant", "seed", "fold", "slices", "accuracy", "balanced_accuracy", "auc", "ece",
+            "train_accuracy", "val_accuracy", "seconds")),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(table, columns=None):
+    columns = [name for name in columns or table.columns if name in table]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in table[columns].itertuples(index=False):
+        lines.append("| " + " | ".join("" if pd.isna(cell) else f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+                                       for cell in row) + " |")
+    return "\n".join(lines) if len(table) else "Nothing yet."
 
 
 def performance(made):

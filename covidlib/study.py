@@ -133,9 +133,22 @@ def every_run(found):
     return pd.DataFrame(rows).astype({"fold": "Int64"})
 
 
-def summary(made):
-    """One row per Arm: mean and sd over seeds, 95 % intervals over patients."""
-    return pd.DataFrame([_head(arm) | _summary(arm) for arm in made])
+def summary(made, conflicts=None):
+    """One row per Arm: mean and sd over seeds, 95 % intervals over patients.
+
+    conflicts: data set -> paths of pictures that it shows under two labels; the last column leaves them out.
+    """
+    conflicts = conflicts or {}
+    return pd.DataFrame([_head(arm) | _summary(arm, conflicts.get(arm.tested_on, set())) for arm in made])
+
+
+def find_conflicts(folder):
+    """What `summary` leaves out in its last column, from the audits' `conflicts.csv`."""
+    found = {}
+    for path in Path(folder, "runs").glob("*/*/audit/conflicts.csv"):
+        table = pd.read_csv(path, dtype=str)
+        found.setdefault(path.parts[-4], set()).update(table["path_a"], table["path_b"])
+    return found
 
 
 def _head(arm):
@@ -143,7 +156,7 @@ def _head(arm):
     return dict(zip(names, arm.group, strict=True)) | {"variant": arm.variant, "seeds": len(arm.seeds)}
 
 
-def _summary(arm):
+def _summary(arm, conflicts):
     tables = arm.on()
     seen = [evaluation.metrics(table, arm.classes) for table in tables]
     first = tables[0]
@@ -160,6 +173,7 @@ def _summary(arm):
     row["ece_scaled"] = np.mean([_ece(table, arm.classes) for table in tables])
     whole = [evaluation.metrics(evaluation.by_patient(table, arm.classes), arm.classes) for table in tables]
     row["accuracy_by_patient"] = np.mean([one["accuracy"] for one in whole])
+    row["accuracy_without_conflicts"] = _rate(arm)[~first["path"].isin(conflicts).to_numpy()].mean()
     return row
 
 
@@ -325,7 +339,7 @@ def tables(folder):
     """All tables of the study, name -> DataFrame, from what lies in `folder`."""
     found = find(folder)
     made = arms(found)
-    whole, measured = summary(made), baselines(folder)
+    whole, measured = summary(made, find_conflicts(folder)), baselines(folder)
     return {"runs": every_run(found), "summary": whole, "differences": differences(made),
             "per_class": per_class(made), "reliability": reliability(made), "baselines": measured,
             "targets": targets(whole, measured), "explanations": explanations(folder)}

@@ -93,6 +93,16 @@ def test_a_better_network_is_told_from_the_baseline_and_an_equal_one_is_not(tabl
     assert other.p_holm == pytest.approx(min(1, 2 * other.p_bootstrap))
 
 
+def test_pictures_under_two_labels_are_left_out_of_the_last_column(made_up):
+    made = study.arms(study.find(made_up))
+    arm = next(arm for arm in made if arm.protocol == "split" and arm.variant == "resnet50")
+    table = arm.on()[0]
+    wrong = set(table.path[(table.p_covid > 0.5) != (table.label == "covid")])
+    without = study.summary([arm], {"ucsd-covid-ct": wrong}).iloc[0]
+    assert without.accuracy_without_conflicts > without.accuracy
+    assert study.summary([arm]).iloc[0].accuracy_without_conflicts == pytest.approx(without.accuracy)
+
+
 def test_scaling_is_fitted_on_validation_slices_and_mends_what_is_too_sure(tables):
     row = tables["summary"].set_index(["protocol", "variant"]).loc[("folds", "resnet50")]
     assert row.ece_scaled < row.ece
