@@ -116,7 +116,7 @@ def accuracy(evidence, variant, paper, label=None):
     table = evidence.correct(variant, label)
     low, high = statistics.proportion_interval(table["correct"], table["patient"])
     mean = table["correct"].mean()
-    seeds = len(evidence.of(variant))
+    seeds = len({run.seed for run in evidence.of(variant)})
     text = f"{mean:.3f} of {len(table)} test slices, {seeds} seed{'s'[:seeds > 1]}"
     _enough(evidence, table, text)
     return Finding(bool(high >= paper), text, (low, high))

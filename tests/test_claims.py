@@ -284,3 +284,24 @@ def test_command_line_errors_name_the_mend(tmp_path, capsys):
     assert "make reproduce" in capsys.readouterr().err
     assert claims.main(["--check", "nonsense"]) == 2
     assert "attention-size" in capsys.readouterr().err
+
+
+def test_a_difference_is_told_over_the_folds_where_there_are_any(tmp_path):
+    """The split's 60 patients say nothing, the folds' 300 do: what tests more slices is what counts."""
+    folder = make_runs(tmp_path / "ucsd-covid-ct" / "study", "ucsd-covid-ct", classes=["covid", "non_covid"])
+    alone = claims.check(folder, "gain")[0]
+    for variant, share in (("resnet50", 0.6), ("improved", 0.8)):
+        for fold in range(5):
+            write_run(tmp_path / "one", variant, share, "ucsd-covid-ct", classes=["covid", "non_covid"])
+            run = tmp_path / "one" / variant / "seed-0"
+            table = pd.read_csv(run / "predictions.csv")
+            for column in ("path", "patient"):
+                table[column] = f"fold {fold} " + table[column]
+            table.to_csv(run / "predictions.csv", index=False)
+            run.rename(folder / variant / f"seed-0-fold-{fold}")
+    pooled = claims.check(folder, "gain")[0]
+    assert "120 test slices" in alone["measured"]
+    assert "600 slices, each tested in one of the folds" in pooled["measured"]
+    assert pooled["interval"][0] > 0 and pooled["verdict"] == "reproduced"
+    assert np.diff(pooled["interval"]) < np.diff(alone["interval"])
+    assert "1 seed" in claims.check(folder, "accuracy")[0]["measured"]
