@@ -2,8 +2,8 @@
 
     python -m covidlib.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study
 
-Every finished run of the first folder that is no fold's answers all slices of the second's set, and the other way
-round; `across-<set>.csv` beside its predictions.csv holds the answers. Nothing is trained and nothing chosen.
+The runs of VARIANTS with SEED in the first folder answer all slices of the second's set, and the other way round;
+`across-<set>.csv` beside their predictions.csv holds the answers. Nothing is trained and nothing chosen.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import pandas as pd
 
 from covidlib import datasets, evaluation, intake, runs
 from covidlib.files import write_atomically
+
+VARIANTS, SEED = ("resnet50", "improved"), 0
 
 
 def predict(run, source, images):
@@ -37,13 +39,13 @@ def predict(run, source, images):
 
 
 def both_ways(folders):
-    """Write `across-<set>.csv` for all runs of two folders; returns the files that were made, those there are left."""
+    """Write `across-<set>.csv` in two folders of runs; returns the files that were made, those there are left."""
     made = []
     for own, other in (folders, folders[::-1]):
         source = datasets.open_saved(other)
         for run in runs.find_runs(own):
             target = run.path / f"across-{source.name}.csv"
-            if not target.exists():
+            if run.variant in VARIANTS and run.seed == SEED and not target.exists():
                 images = intake.load_images(source, run.parameters["image_size"], Path(other, "cache"))
                 write_atomically(target, predict(run, source, images).to_csv(index=False, lineterminator="\n"))
                 made.append(target)

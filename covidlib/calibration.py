@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 BINS = 15
-_LEAST = 1e-12
+_LEAST = 1e-7  # of a probability: float32 tells no smaller ones apart, and published ones have seven digits
 _RANGE = (np.log(0.05), np.log(20.0))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import augmentation, evaluation, figures, runs, statistics
+from .splits import FOLDS
 
 COUNTS = {"covid": 1350, "viral": 300, "normal": 1350}  # section 3.2
 CORRECT = {"covid": 1298, "viral": 1221, "normal": 184}  # Figure 6, as printed
@@ -122,18 +123,21 @@ def accuracy(evidence, variant, paper, label=None):
     return Finding(bool(high >= paper), text, (low, high))
 
 
-def difference(evidence, variant, against):
-    """Paired difference of accuracies on the same test slices; holds if its 95 % interval is above zero."""
+def difference(evidence, variant, against, least=0.0):
+    """Paired difference of accuracies on the same slices; holds if its 95 % interval is above zero."""
     found, how = evidence.runs, "test slices"
-    if all(any(run.variant == name for run in evidence.folds) for name in (variant, against)):
+    if all({run.fold for run in evidence.folds if run.variant == name} == set(range(FOLDS))
+           for name in (variant, against)):
         found, how = evidence.folds, "slices, each tested in one of the folds"
     own, base = (evidence.correct(name, among=found) for name in (variant, against))
     shared = own.index.intersection(base.index)
+    if shared.empty:
+        raise Missing(f"{variant} and {against} were tested on different slices")
     own, base = own.loc[shared], base.loc[shared]
     paired = statistics.paired_difference(own["correct"], base["correct"], own["patient"].to_numpy())
     text = f"{paired['difference']:+.3f} ({variant} - {against}, {len(own)} {how}; p = {paired['p_bootstrap']:.2g})"
     _enough(evidence, own, text)
-    return Finding(bool(paired["low"] > 0), text, (paired["low"], paired["high"]))
+    return Finding(bool(paired["low"] > 0 and paired["difference"] >= least), text, (paired["low"], paired["high"]))
 
 
 def plateau(evidence, epochs=35, window=5, tolerance=0.05):

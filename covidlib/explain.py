@@ -22,6 +22,7 @@ from covidlib.models.weights import initialise
 
 ALL = "all levels"
 SEED = 2000  # of the phantoms that explanations are held against: no training draws it
+TENTH = 0.1  # share of a place that makes it one of lesion
 NEAR = 3 / 96  # of the side: how far from a lesion a hit may lie; maps are coarser than that
 
 
@@ -68,7 +69,7 @@ def enlarge(maps, size):
     return resize(maps, (len(maps), *size), order=1, mode="edge", anti_aliasing=False).astype(np.float32)
 
 
-def occlusion(model, images, classes, patch=16, stride=8, grey=0):
+def occlusion(model, images, classes, patch=16, stride=8):
     """How much log probability is lost where a patch hides the slice: float32 (N, rows, columns).
 
     Zeiler and Fergus, https://arxiv.org/abs/1311.2901. images: uint8 (N, S, S); classes: int (N,). A network call on
@@ -80,7 +81,7 @@ def occlusion(model, images, classes, patch=16, stride=8, grey=0):
     for n, (image, k) in enumerate(zip(images, classes, strict=True)):
         hidden = np.repeat(image[None].astype(np.float32), len(starts) ** 2 + 1, axis=0)
         for place, (row, column) in enumerate((row, column) for row in starts for column in starts):
-            hidden[place, row : row + patch, column : column + patch] = grey
+            hidden[place, row : row + patch, column : column + patch] = 0
         scores = np.log(np.maximum(model.predict(hidden[..., None], batch_size=64, verbose=0)[:, k], 1e-12))
         lost[n] = (scores[-1] - scores[:-1]).reshape(len(starts), -1)
     return lost
@@ -113,29 +114,31 @@ def on_lesions(maps, lesions, lungs):
 
 
 def attention_on_lesions(model, images, lesions, batch_size=32):
-    """How much lesions attend to lesions, block -> (N,): 1 is what even attention would give, NaN without a lesion.
+    """How much lesions attend to lesions: block -> DataFrame hit, chance, gain, a row per slice; NaN without a lesion.
 
-    Of the queries whose place is at least a tenth lesion, the mean attention on keys, weighted by the keys' share of
-    lesion, over the mean share of all keys.
+    Of the queries whose place is at least a TENTH lesion. hit: their share whose strongest key is at such a place;
+    chance: the share of such keys; gain: their attention on keys, weighted by the keys' share of lesion, over the mean
+    share of all keys (1: even attention).
     """
     blocks = [layer.name.removesuffix("_weights") for layer in model.layers if layer.name.endswith("_weights")]
     found = {}
     for block in blocks:
         layer = model.get_layer(f"{block}_weights")
-        queries, keys = layer.output.shape[1:]
-        own = model.get_layer(block).output.shape[1:3]
-        pooled = model.get_layer(f"{block}_key").output.shape[1:3]
-        share = enlarge(lesions.astype(np.float32), own).reshape(len(lesions), -1)
-        key_share = enlarge(lesions.astype(np.float32), pooled).reshape(len(lesions), -1)
-        reader, values = keras.Model(model.input, layer.output), []
+        queries = layer.output.shape[1]
+        sizes = [model.get_layer(name).output.shape[1:3] for name in (block, f"{block}_key")]
+        shares = [enlarge(lesions.astype(np.float32), size).reshape(len(lesions), -1) for size in sizes]
+        reader, rows = keras.Model(model.input, layer.output), []
         for start in range(0, len(images), batch_size):
-            rows = slice(start, start + batch_size)
-            weights = ops.convert_to_numpy(reader(np.asarray(images[rows], np.float32)[..., None], training=False))
-            for attention, query, key in zip(weights, share[rows], key_share[rows], strict=True):
-                asked = query >= 0.1 if queries > 1 else np.ones(1, bool)
-                even = key.mean()
-                values.append((attention[asked] @ key).mean() / even if asked.any() and even > 0 else np.nan)
-        found[block] = np.array(values)
+            part = slice(start, start + batch_size)
+            weights = ops.convert_to_numpy(reader(np.asarray(images[part], np.float32)[..., None], training=False))
+            for attention, own, key in zip(weights, shares[0][part], shares[1][part], strict=True):
+                asked = own >= TENTH if queries > 1 else np.array([own.max() >= TENTH])
+                told = asked.any() and key.mean() > 0
+                rows.append({
+                    "hit": np.mean(key[attention[asked].argmax(axis=1)] >= TENTH) if told else np.nan,
+                    "chance": np.mean(key >= TENTH) if told else np.nan,
+                    "gain": (attention[asked] @ key).mean() / key.mean() if told else np.nan})
+        found[block] = pd.DataFrame(rows)
     return found
 
 
@@ -157,7 +160,8 @@ def measure(model, images, classes, lesions, lungs):
     """
     from scipy.stats import spearmanr
 
-    trained, random = (class_maps(one, images, classes) for one in (model, randomised(model)))
+    networks = {"trained": model, "random": randomised(model)}
+    trained, random = (class_maps(one, images, classes) for one in networks.values())
     parts = []
     for name in trained:
         like = [spearmanr(a.ravel(), b.ravel()).statistic if np.ptp(a) and np.ptp(b) else np.nan
@@ -165,8 +169,9 @@ def measure(model, images, classes, lesions, lungs):
         for weights, maps in (("trained", trained), ("random", random)):
             table = on_lesions(maps[name], lesions, lungs)
             parts.append(table.assign(row=np.arange(len(images)), map=name, weights=weights, likeness=like))
-    for name, values in attention_on_lesions(model, images, lesions).items():
-        parts.append(pd.DataFrame({"row": np.arange(len(images)), "map": name, "weights": "trained", "gain": values}))
+    for weights, network in networks.items():
+        for name, table in attention_on_lesions(network, images, lesions).items():
+            parts.append(table.assign(row=np.arange(len(images)), map=name, weights=weights))
     return pd.concat(parts, ignore_index=True)
 
 

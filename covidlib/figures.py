@@ -16,6 +16,7 @@ from .diagrams import figure2_fpn, figure3_attention
 
 __all__ = ["style", "save", "sheet", "figure1_augmentation", "figure2_fpn", "figure3_attention",
            "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "reliability", "comparison", "shortcuts",
+           "draw_reliability",
            "table1", "table2", "new", "PAPER"]
 
 # What the paper prints in its tables (sections 3.1 and 3.3).
@@ -165,17 +166,24 @@ def roc(curves, n):
 def reliability(views):
     """Accuracy over confidence: a line for each name in `views` (see calibration.reliability), empty bins left out."""
     figure, (axis,) = new(5.5, 4.5)
+    gaps = draw_reliability(axis, views)
+    axis.set_title("Confidence is off by " + ", ".join(f"{gap:.3f} {name}" for name, gap in gaps.items()), fontsize=10)
+    return figure
+
+
+def draw_reliability(axis, views):
+    """The lines of a reliability diagram; returns the expected calibration error by name."""
     gaps = {}
     for color, (name, bins) in zip(sns.color_palette("colorblind"), views.items(), strict=False):
         bins = bins[bins["n"] > 0]
         gaps[name] = np.average((bins["confidence"] - bins["accuracy"]).abs(), weights=bins["n"])
-        axis.plot(bins["confidence"], bins["accuracy"], "o-", color=color, label=f"{name}, n = {bins['n'].sum()}")
+        axis.plot(bins["confidence"], bins["accuracy"], "o-", color=color,
+                  label=f"{name}, n = {bins['n'].sum()}, error {gaps[name]:.3f}")
     axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
     axis.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence (highest probability)",
              ylabel="accuracy (fraction correct)")
     axis.legend(fontsize=8)
-    axis.set_title("Confidence is off by " + ", ".join(f"{gap:.3f} {name}" for name, gap in gaps.items()), fontsize=10)
-    return figure
+    return gaps
 
 
 def comparison(table):

@@ -25,15 +25,15 @@ LEARNING_RATE, LESION_WEIGHT = 1e-3, 3.0
 # printed slices differ more in grey than phantoms do
 AUGMENTATION = {**augmentation.PAPER, "brightness": (-0.15, 0.15), "contrast": (0.6, 1.4)}
 MAPS = {"conv3_block4_out": 8, "conv4_block6_out": 16}  # stages that learn where lesions are: stride
-CODE = ("ct.py", "lungs.py", "harmonise.py")  # what an image depends on, beside the phantoms' own version
+VERSION = 1  # to be raised when a network sees a phantom otherwise than before
 HOME = provenance.ROOT / "data" / "pretraining"
 
 
 def path(image_size, home=HOME):
     """Where the weights for this size lie, or will: the name holds a hash of what they depend on."""
-    settings = (phantom.VERSION, SLICES, SEED, EPOCHS, BATCH, LEARNING_RATE, LESION_WEIGHT, AUGMENTATION, MAPS)
-    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in CODE)
-    digest = hashlib.sha256(code + repr((image_size, *settings)).encode()).hexdigest()
+    settings = (image_size, VERSION, phantom.VERSION, SLICES, SEED, EPOCHS, BATCH, LEARNING_RATE, LESION_WEIGHT,
+                AUGMENTATION, MAPS)
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()
     return Path(home) / f"phantom-{image_size}-{digest[:12]}.weights.h5"
 
 
@@ -61,9 +61,11 @@ def _train(target, image_size, slices, epochs, precision):
     held_out = (source.manifest.split == "val").to_numpy()
     keras.utils.set_random_seed(SEED)
     state, log = target.with_suffix(".partial.keras"), target.with_suffix(".csv")
-    history = pd.read_csv(log).to_dict("records") if state.is_file() else []
+    history = pd.read_csv(log).to_dict("records") if state.is_file() and log.is_file() else []
     steps = -(-int((~held_out).sum()) // BATCH) * epochs
     trainer = keras.models.load_model(state) if history else _build(source.classes, image_size, precision, steps)
+    # the log is written first: an epoch that only it knows is done again
+    history = history[: int(trainer.optimizer.iterations) * epochs // steps]
     for epoch in range(len(history), epochs):
         train = _batches(images, labels, lesions, np.flatnonzero(~held_out), seed=SEED, epoch=epoch,
                          augmenter=augmentation.Augmenter(AUGMENTATION, SEED))
@@ -74,8 +76,8 @@ def _train(target, image_size, slices, epochs, precision):
         print(f"phantom weights, {image_size} px: epoch {epoch + 1} of {epochs}, accuracy on held-out patients "
               f"{history[-1]['val_probabilities_accuracy']:.3f}", flush=True)
         trainer.save(f"{state}.new.keras")
-        os.replace(f"{state}.new.keras", state)
         write_atomically(log, pd.DataFrame(history).to_csv(index=False))
+        os.replace(f"{state}.new.keras", state)
     backbone = _classifier(source.classes, image_size, precision)
     for layer in backbone.layers:
         layer.set_weights(trainer.get_layer(layer.name).get_weights())

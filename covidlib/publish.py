@@ -17,10 +17,10 @@ import pandas as pd
 
 from covidlib import claims, figures, provenance, runs, study, study_figures
 from covidlib.files import write_atomically
+from covidlib.study import PROFILE
 
 HOME = provenance.ROOT / "reports" / "published"
-PROFILE = "study"
-PROBABILITY = 6  # decimals
+SEVEN_DIGITS = "%.7g"
 BESIDE = ("audit/shortcuts.csv", "audit/leaks.csv", "audit/conflicts.csv", "evaluation/explanations.csv",
           "speed/speed.csv")
 BEGIN, END = "<!-- {} -->", "<!-- end -->"
@@ -30,10 +30,10 @@ _LEFT_OUT = ("metrics",)  # measured anew from the predictions
 def gather(source, folder=HOME):
     """Copy the small files of every finished run of the study from `source` (runs/) to `folder`/runs.
 
-    Probabilities are rounded to 1e-6; run.json loses the metrics and the names of folders. Returns the number of runs.
-    Runs that only `folder` has stay.
+    Numbers keep seven digits; run.json loses the metrics and the names of folders. Returns the number of runs. Runs
+    that only `folder` has stay. Trainings that were begun and not finished are listed in runs/unfinished.csv.
     """
-    count = 0
+    count, unfinished = 0, []
     for profile in sorted(Path(source).glob(f"*/{PROFILE}*")):
         target = Path(folder, "runs", *profile.parts[-2:])
         if (profile / "dataset.json").is_file():
@@ -46,17 +46,24 @@ def gather(source, folder=HOME):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(profile / name, target / name)
         for record in sorted(profile.glob("*/seed-*/run.json")):
-            _copy_run(runs.read_run(record.parent), target / record.parent.parent.name / record.parent.name)
-            count += 1
+            if runs.is_run(record.parent):
+                _copy_run(runs.read_run(record.parent), target / record.parent.parent.name / record.parent.name)
+                count += 1
+        for state in sorted(profile.glob("*/seed-*.partial/state.json")):
+            place = [*profile.parts[-2:], state.parent.parent.name, state.parent.name.removesuffix(".partial")]
+            unfinished.append([*place, len(runs.read_json(state)["history"])])
+    table = pd.DataFrame(unfinished, columns=["dataset", "profile", "variant", "run", "epochs"])
+    write_atomically(Path(folder, "runs", "unfinished.csv"), table.to_csv(index=False, lineterminator="\n"))
     return count
 
 
 def _copy_run(run, target):
     target.mkdir(parents=True, exist_ok=True)
-    tables = {"history": run.history.round(PROBABILITY), "predictions": run.predictions.round(PROBABILITY),
-              **{path.stem: runs.read_predictions(path).round(PROBABILITY) for path in run.path.glob("across-*.csv")}}
+    tables = {"history": run.history, "predictions": run.predictions,
+              **{path.stem: runs.read_predictions(path) for path in run.path.glob("across-*.csv")}}
     for name, table in tables.items():
-        write_atomically(target / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        text = table.to_csv(index=False, lineterminator="\n", float_format=SEVEN_DIGITS)
+        write_atomically(target / f"{name}.csv", text)
     kept = {name: value for name, value in run.content.items() if name not in _LEFT_OUT}
     # the provenance repeats the parameters, with names of places cut
     kept["parameters"] = kept["parameters"] | {"weights": kept["provenance"]["parameters"].get("weights")}
@@ -68,6 +75,8 @@ def ledger(folder=HOME):
     """The claims on the sets of the study: those that need no images once, the others for every set at hand."""
     homes = sorted(path.parent for path in Path(folder, "runs").glob(f"*/{PROFILE}/dataset.json"))
     homes.sort(key=lambda path: path.parent.name != "ucsd-covid-ct")
+    if not homes:
+        raise FileNotFoundError(f"{folder} holds no runs/<dataset>/{PROFILE}: make reproduce PROFILE={PROFILE} first")
     first, *others = [claims.check(home) for home in homes]
     more = [row for rows in others for row in rows if row["dataset"]]
     order = {row["id"]: place for place, row in enumerate(first)}
@@ -76,8 +85,8 @@ def ledger(folder=HOME):
 
 def build(folder=HOME, pages=True):
     """Make tables, figures and the ledger in `folder` anew; with `pages` also those of README.md and MODEL_CARD.md."""
-    made = study.write(folder)
     rows = ledger(folder)
+    made = study.write(folder)
     claims.write(rows, folder)
     figures.style()
     for name, figure in study_figures.draw(made, study.find(folder)).items():
@@ -116,8 +125,8 @@ def page(made, rows):
         f"[claims.md](claims.md) ({told}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
         "Research software, not for diagnosis.",
         "## Is it better than ResNet50?", _markdown(made["differences"], (
-            "dataset", "profile", "protocol", "tested_on", "variant", "seeds", "slices", "difference", "low", "high",
-            "p_bootstrap", "p_mcnemar", "p_holm", "auc_difference", "p_delong")),
+            "dataset", "profile", "protocol", "tested_on", "variant", "told", "seeds", "folds", "n", "difference",
+            "low", "high", "p_bootstrap", "p_mcnemar", "p_holm", "auc_difference", "p_delong")),
         "![differences](figures/differences.png)",
         "## How good is it?", performance(made), "![accuracy](figures/accuracy.png)",
         "## What was wanted beforehand", _markdown(made["targets"]),
@@ -127,8 +136,9 @@ def page(made, rows):
             "dataset", "slices", "variant", "map", "weights", "n", "hit", "hit_low", "hit_high", "chance", "gain",
             "gain_low", "gain_high", "outside", "likeness")),
         "## Every run", _markdown(made["runs"], (
-            "dataset", "profile", "variant", "seed", "fold", "slices", "accuracy", "balanced_accuracy", "auc", "ece",
+            "dataset", "profile", "variant", "seed", "fold", "n", "accuracy", "balanced_accuracy", "ece",
             "train_accuracy", "val_accuracy", "seconds")),
+        "## What the protocol plans, and what is there", _markdown(made["missing"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -144,18 +154,17 @@ def _markdown(table, columns=None):
 
 def performance(made):
     """MODEL_CARD.md's table: every network on every set, with intervals."""
-    lines = ["| data | tested on | network | seeds | slices | accuracy (95 %) | AUC (95 %) | ECE, scaled |",
+    lines = ["| data | tested on | network | seeds | n | accuracy (95 %) | AUC (95 %) | ECE, scaled |",
              "|---|---|---|---|---|---|---|---|"]
     for row in made["summary"].itertuples():
-        lines.append(f"| {row.dataset} ({row.profile}) | {_tested(row)} | `{row.variant}` | {row.seeds} | "
-                     f"{row.slices} | {row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f}) | "
-                     f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f}) | "
-                     f"{row.ece:.3f}, {'-' if pd.isna(row.ece_scaled) else f'{row.ece_scaled:.3f}'} |")
+        figures_ = ([f"{row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f})",
+                     f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})",
+                     f"{row.ece:.3f}, {'-' if pd.isna(row.ece_scaled) else f'{row.ece_scaled:.3f}'}"]
+                    if row.told != study.TOO_FEW else [study.TOO_FEW] * 3)
+        mark = f", {row.told}" if row.told == study.MECHANICS else ""
+        lines.append(f"| {row.dataset} ({row.profile}{mark}) | {study.tested(row)} | `{row.variant}` | {row.seeds} | "
+                     f"{row.n} {row.unit}s | {' | '.join(figures_)} |")
     return "\n".join(lines)
-
-
-def _tested(row):
-    return {study.SPLIT: "its test part", study.FOLDS: "all folds"}.get(row.protocol, row.tested_on)
 
 
 def put(page, name, text):

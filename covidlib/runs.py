@@ -17,6 +17,11 @@ def folder_name(seed, fold=-1):
     return f"seed-{seed}" + (f"-fold-{fold}" if fold >= 0 else "")
 
 
+def is_run(folder):
+    """Whether a folder has the name of a run's."""
+    return bool(_FOLDER.fullmatch(Path(folder).name))
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run. `content` is run.json; its `metrics` map "test" and "val" to `evaluation.metrics`."""

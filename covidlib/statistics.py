@@ -6,6 +6,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 RESAMPLES = 2000
+_NOTHING = 1e-12  # a variance that is rounding
 
 
 def wilson(successes, n, confidence=0.95):
@@ -73,15 +74,16 @@ def paired_difference(correct, reference, patients, seed=0):
 
     correct, reference: (n,), 1 where the network is right (or the share of its seeds that is); patients: (n,), "" where
     unknown. The interval and `p_bootstrap` (two-sided, twice the smaller share of resamples on one side of zero, one
-    added to both counts) resample patients. `p_mcnemar` is exact and takes slices as independent; NaN where seeds were
-    averaged. Source of the latter: https://doi.org/10.1007/BF02295996
+    added to both counts) resample patients; NaN for fewer than two. `p_mcnemar` is exact and takes slices as
+    independent; NaN where seeds were averaged. Source of the latter: https://doi.org/10.1007/BF02295996
     """
     correct, reference = np.asarray(correct, float), np.asarray(reference, float)
-    gain = correct - reference
-    results = resampled(gain, fill_unknown(patients), seed=seed)
-    low, high = percentile_interval(results)
-    tail = min((results <= 0).sum(), (results >= 0).sum())
-    p = min(1.0, 2 * (tail + 1) / (len(results) + 1))
+    gain, clusters = correct - reference, fill_unknown(patients)
+    low = high = p = np.nan
+    if len(np.unique(clusters)) > 1:
+        results = resampled(gain, clusters, seed=seed)
+        low, high = percentile_interval(results)
+        p = min(1.0, 2 * (min((results <= 0).sum(), (results >= 0).sum()) + 1) / (len(results) + 1))
     whole = np.isin(np.concatenate([correct, reference]), (0, 1)).all()
     table = [[0, (gain > 0).sum()], [(gain < 0).sum(), 0]]  # the agreeing slices do not count
     return {"difference": float(gain.mean()), "low": low, "high": high, "p_bootstrap": float(p),
@@ -102,8 +104,8 @@ def delong(truth, scores, clusters=None):
 
     truth: bool (n,); scores: (n,) or (n, k), of k networks on the same slices. Without `clusters` after DeLong et al.
     1988 (https://doi.org/10.2307/2531595); with clusters (n,), patients, after Obuchowski 1997
-    (https://doi.org/10.2307/2533958), which is the same where every cluster is one slice. ValueError unless both
-    outcomes occur.
+    (https://doi.org/10.2307/2533958), which is the same where every cluster is one slice. The covariance is NaN
+    where one outcome has a single cluster. ValueError unless both outcomes occur.
     """
     truth, scores = np.asarray(truth, bool), np.asarray(scores, float).reshape(len(truth), -1)
     if truth.all() or not truth.any():
@@ -119,9 +121,11 @@ def delong(truth, scores, clusters=None):
     counts = [truth.sum(), (~truth).sum()]
     # each outcome's own clusters give its degrees of freedom
     sizes = [len(np.unique(codes[part])) for part in (truth, ~truth)]
-    own = [sums.T @ sums * size / max(size - 1, 1) / count**2
+    if min(sizes) < 2:
+        return areas, np.full((len(areas), len(areas)), np.nan)
+    own = [sums.T @ sums * size / (size - 1) / count**2
            for sums, size, count in zip(centred, sizes, counts, strict=True)]
-    cross = centred[0].T @ centred[1] * len(names) / max(len(names) - 1, 1) / (counts[0] * counts[1])
+    cross = centred[0].T @ centred[1] * len(names) / (len(names) - 1) / (counts[0] * counts[1])
     return areas, own[0] + own[1] + cross + cross.T
 
 
@@ -131,33 +135,46 @@ def _cluster_sums(values, codes, clusters):
     return sums
 
 
-def auc_interval(truth, scores, patients):
+def _areas(truth, scores, patients, folds):
+    """Areas (k,) and covariance (k, k), by patient; with `folds` (n,) the mean over folds, each with its own curve."""
+    truth, scores, clusters = np.asarray(truth, bool), np.asarray(scores, float), fill_unknown(patients)
+    scores = scores.reshape(len(truth), -1)
+    folds = np.zeros(len(truth)) if folds is None else np.asarray(folds)
+    parts = [delong(truth[own], scores[own], clusters[own]) for own in (folds == fold for fold in np.unique(folds))]
+    areas, covariances = zip(*parts, strict=True)
+    return np.mean(areas, axis=0), np.sum(covariances, axis=0) / len(parts) ** 2  # patients do not cross folds
+
+
+def auc_interval(truth, scores, patients, folds=None):
     """(area, low, high) at 95 %, clustered by patient; of several networks, scores (n, k), their mean area.
 
-    On the logit scale, so that it stays inside 0 to 1; no interval for a perfect or utterly wrong order.
+    folds: (n,) which of several trainings answered a slice: scores of different trainings are not compared. On the
+    logit scale, so that it stays inside 0 to 1; NaN for a perfect or utterly wrong order, or one patient in a class.
     """
-    areas, covariance = delong(truth, scores, fill_unknown(patients))
-    area, deviation = areas.mean(), np.sqrt(covariance.mean())
-    if not 0 < area < 1:
+    areas, covariance = _areas(truth, scores, patients, folds)
+    area, deviation = areas.mean(), np.sqrt(max(covariance.mean(), 0))
+    if not (0 < area < 1 and np.isfinite(deviation)):
         return float(area), np.nan, np.nan
     half = stats.norm.ppf(0.975) * deviation / (area * (1 - area))
     centre = np.log(area / (1 - area))
     return float(area), *(float(1 / (1 + np.exp(-(centre + side * half)))) for side in (-1, 1))
 
 
-def auc_difference(truth, scores, reference, patients):
+def auc_difference(truth, scores, reference, patients, folds=None):
     """dict difference, low, high, p: mean area of `scores` (n, k) minus that of `reference` (n, m), same slices.
 
-    At 95 %, clustered by patient; p is two-sided.
+    At 95 %, clustered by patient, folds as in `auc_interval`; p is two-sided. NaN for one patient in a class.
     """
     scores, reference = (np.asarray(part, float).reshape(len(truth), -1) for part in (scores, reference))
-    areas, covariance = delong(truth, np.hstack([scores, reference]), fill_unknown(patients))
+    areas, covariance = _areas(truth, np.hstack([scores, reference]), patients, folds)
     k, m = scores.shape[1], reference.shape[1]
     contrast = np.r_[np.full(k, 1 / k), np.full(m, -1 / m)]
-    gap, deviation = float(contrast @ areas), float(np.sqrt(max(contrast @ covariance @ contrast, 0)))
-    half = stats.norm.ppf(0.975) * deviation
-    p = float(2 * stats.norm.sf(abs(gap) / deviation)) if deviation else 1.0
-    return {"difference": gap, "low": gap - half, "high": gap + half, "p": p}
+    gap, variance = float(contrast @ areas), float(contrast @ covariance @ contrast)
+    if not variance > _NOTHING:
+        return {"difference": gap, "low": np.nan, "high": np.nan, "p": np.nan}
+    half = stats.norm.ppf(0.975) * np.sqrt(variance)
+    return {"difference": gap, "low": gap - half, "high": gap + half,
+            "p": float(2 * stats.norm.sf(abs(gap) / np.sqrt(variance)))}
 
 
 def proportion_interval(correct, patients, seed=0):

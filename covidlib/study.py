@@ -8,17 +8,24 @@ set (`across-<set>.csv` beside the predictions).
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
+from sklearn.metrics import f1_score
 
-from covidlib import calibration, evaluation, runs, shortcuts, statistics
+from covidlib import calibration, evaluation, provenance, runs, shortcuts, splits, statistics
+from covidlib.checks import FEWEST
+from covidlib.comparison import BASELINE
 from covidlib.files import write_atomically
 
-BASELINE, POSITIVE = "resnet50", "covid"
+PROFILE, POSITIVE = "study", "covid"
+AS_MEASURED, MECHANICS, TOO_FEW = "as measured", "mechanics only", "too few patients"
+RECIPE = ("image_size", "epochs", "batch_size", "learning_rate", "augmentation", "weights_sha256")
+GROUP = "group-"  # of near-duplicates, which sarscov2-ct has for want of patients
 SPLIT, FOLDS, ACROSS = "split", "folds", "across"
 PREVALENCE = 0.10  # at which a positive answer's worth is told, beside that of the test part
 DIGITS = 4  # published
@@ -34,8 +41,8 @@ TARGETS = (  # set before the runs
 class Arm:
     """Predictions of one network under one protocol, a table for each seed, rows in the order of KEY.
 
-    A table has `label`, `patient`, p_<class> and q_<class>: the same after temperature scaling on the run's validation
-    slices, NaN where it has none.
+    A table has `label`, `patient`, `fold` (-1: none), p_<class> and q_<class>: the same after temperature scaling on
+    the run's validation slices, NaN where it has none. `unit`: what a row is, a slice or a patient.
     """
 
     dataset: str
@@ -45,6 +52,7 @@ class Arm:
     variant: str
     classes: tuple[str, ...]
     seeds: dict[int, pd.DataFrame]
+    unit: str = "slice"
 
     @property
     def group(self):
@@ -52,19 +60,37 @@ class Arm:
 
     @cached_property
     def index(self):
-        tables = [pd.MultiIndex.from_frame(table[KEY]) for table in self.seeds.values()]
-        return tables[0] if all(table.equals(tables[0]) for table in tables) else tables[0].intersection(tables[1:])
+        """The slices that every seed was tested on, in order."""
+        first, *others = (pd.MultiIndex.from_frame(table[KEY]) for table in self.seeds.values())
+        for other in others:
+            first = first.intersection(other)
+        return first.sort_values()
 
     def on(self, index=None):
-        """The seeds' tables on the slices of `index`, in its order; on all of them where it is None."""
-        if index is None:
-            return list(self.seeds.values())
+        """The seeds' tables on the slices of `index`, in its order; on `self.index` where it is None."""
+        index = self.index if index is None else index
         return [table.set_index(KEY).loc[index].reset_index() for table in self.seeds.values()]
+
+    def by_patient(self):
+        """The Arm of whole patients, or None where the set names none."""
+        names = evaluation.patient_names(self.on()[0])
+        if all(name == "" or name.startswith(GROUP) for name in names):
+            return None
+        return replace(self, unit="patient", seeds={seed: _by_patient(table) for seed, table in self.seeds.items()})
+
+
+def _by_patient(table):
+    """Mean probabilities over the slices of a patient in a fold; one of several labels counts once under each."""
+    named = table.assign(patient=statistics.fill_unknown(evaluation.patient_names(table)))
+    means = named.groupby(["patient", "label", "fold"], sort=True)[[c for c in table if c[:2] in ("p_", "q_")]].mean()
+    means = means.reset_index()
+    return means.assign(path=means["patient"] + "/" + means["label"], slice_index=0).sort_values(KEY, ignore_index=True)
 
 
 def find(folder):
     """Every run below `<folder>/runs`, those of folds included, in the order of their folders."""
-    paths = sorted(Path(folder, "runs").glob("*/*/*/seed-*/predictions.csv"))
+    paths = sorted(path for path in Path(folder, "runs").glob("*/*/*/seed-*/predictions.csv")
+                   if runs.is_run(path.parent))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no runs/<dataset>/<profile>/<variant>/seed-<k>/predictions.csv: "
                                 "train first (make reproduce PROFILE=study), then make publish")
@@ -72,20 +98,33 @@ def find(folder):
 
 
 def arms(found):
-    """The Arms that a list of runs makes, those of one group together and the baseline first."""
-    tables = {}
+    """The Arms that a list of runs makes, those of one group together and the baseline first.
+
+    ValueError if runs of one group differ in their recipe or in the weights that they start from.
+    """
+    tables, recipes = {}, {}
     for run in found:
         dataset, profile = run.path.parts[-4:-2]
         protocol = SPLIT if run.fold < 0 else FOLDS
-        scaled = _scaled(run)
-        parts = [((protocol, dataset), scaled[scaled["split"] == "test"])]
-        parts += [((ACROSS, path.stem.removeprefix("across-")), _with_scaled(runs.read_predictions(path), run))
+        _check_recipe(run, recipes.setdefault((dataset, profile), {}))
+        parts = [((protocol, dataset), run.predictions[run.predictions["split"] == "test"])]
+        parts += [((ACROSS, path.stem.removeprefix("across-")), runs.read_predictions(path))
                   for path in sorted(run.path.glob("across-*.csv"))]
         for (kind, tested_on), table in parts:
             key = (dataset, profile, kind, tested_on, run.variant, run.classes)
-            tables.setdefault(key, {}).setdefault(run.seed, []).append(table)
+            tables.setdefault(key, {}).setdefault(run.seed, []).append(_scaled(table, run).assign(fold=run.fold))
     made = [Arm(*key, {seed: _pool(parts) for seed, parts in sorted(seeds.items())}) for key, seeds in tables.items()]
     return sorted(made, key=lambda arm: (*arm.group, arm.variant != BASELINE, arm.variant))
+
+
+def _check_recipe(run, seen):
+    for name in RECIPE:
+        value = run.parameters.get(name)
+        if name == "weights_sha256" and value is None:
+            continue  # a network that the weights do not fit
+        if seen.setdefault(name, value) != value:
+            raise ValueError(f"{run.path} differs from the runs beside it and cannot be compared with them. "
+                             f"Received: {name}={value!r}, others {seen[name]!r}")
 
 
 def _pool(parts):
@@ -103,14 +142,22 @@ def temperature(run):
     return calibration.fit_temperature(truth, scores) if len(rows) else np.nan
 
 
-def _scaled(run):
-    return _with_scaled(run.predictions, run)
-
-
-def _with_scaled(table, run):
+def _scaled(table, run):
     columns = [f"p_{name}" for name in run.classes]
     scaled = calibration.scale(table[columns].to_numpy(float), temperature(run))
     return table.assign(**{f"q_{name}": scaled[:, k] for k, name in enumerate(run.classes)})
+
+
+def told(arm):
+    """How an Arm may be read: "as measured", "mechanics only" (phantoms) or "too few patients" (fewer than FEWEST)."""
+    return _told(arm.tested_on, arm.on()[0])
+
+
+def _told(tested_on, table):
+    if tested_on == "phantom":
+        return MECHANICS
+    units = len(np.unique(statistics.fill_unknown(evaluation.patient_names(table))))
+    return AS_MEASURED if units >= FEWEST else TOO_FEW
 
 
 def every_run(found):
@@ -119,13 +166,12 @@ def every_run(found):
     for run in found:
         dataset, profile = run.path.parts[-4:-2]
         test = run.predictions[run.predictions["split"] == "test"]
-        seen = evaluation.metrics(test, run.classes)
+        seen = _figures(_scaled(test, run), run.classes) if _told(dataset, test) != TOO_FEW else {}
         machine = run.content.get("provenance", {}).get("machine", {})
         rows.append({
             "dataset": dataset, "profile": profile, "variant": run.variant, "seed": run.seed,
             "fold": run.fold if run.fold >= 0 else None, "weights": run.parameters.get("weights") or "none",
-            "image_size": run.parameters["image_size"], "epochs": len(run.history), "slices": len(test),
-            **{name: seen[name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "brier", "ece")},
+            "image_size": run.parameters["image_size"], "epochs": len(run.history), "n": len(test), **seen,
             "temperature": temperature(run), "train_accuracy": run.history["accuracy"].iloc[-1],
             "val_accuracy": run.history["val_accuracy"].iloc[-1], "seconds": run.content.get("wall_seconds"),
             "processor": machine.get("gpu") or machine.get("cpu"), "backend": machine.get("backend"),
@@ -134,12 +180,30 @@ def every_run(found):
 
 
 def summary(made, conflicts=None):
-    """One row per Arm: mean and sd over seeds, 95 % intervals over patients.
+    """One row per Arm and unit (slices, whole patients): mean and sd over seeds, 95 % intervals over patients.
 
-    conflicts: data set -> paths of pictures that it shows under two labels; the last column leaves them out.
+    conflicts: data set -> paths of pictures that it shows under two labels; the last column leaves them out. Nothing
+    but counts is told of an Arm with too few patients.
     """
-    conflicts = conflicts or {}
-    return pd.DataFrame([_head(arm) | _summary(arm, conflicts.get(arm.tested_on, set())) for arm in made])
+    conflicts, rows = conflicts or {}, []
+    for arm in _both_units(made):
+        rows.append(_head(arm) | (_summary(arm, conflicts.get(arm.tested_on, set())) if _may(arm) else {}))
+    return pd.DataFrame(rows)
+
+
+def _both_units(made):
+    return [one for arm in made for one in (arm, arm.by_patient()) if one is not None]
+
+
+def _may(arm):
+    return told(arm) != TOO_FEW
+
+
+def tested(row):
+    """Where a row of `summary` or `differences` was tested, in words."""
+    if row.protocol == ACROSS:
+        return f"{row.tested_on}, all of it"
+    return "its test part" if row.protocol == SPLIT else f"{row.folds} of {splits.FOLDS} folds"
 
 
 def find_conflicts(folder):
@@ -153,28 +217,46 @@ def find_conflicts(folder):
 
 def _head(arm):
     names = ("dataset", "profile", "protocol", "tested_on")
-    return dict(zip(names, arm.group, strict=True)) | {"variant": arm.variant, "seeds": len(arm.seeds)}
+    first = arm.on()[0]
+    return dict(zip(names, arm.group, strict=True)) | {
+        "variant": arm.variant, "told": told(arm), "unit": arm.unit, "seeds": len(arm.seeds),
+        "folds": int(first["fold"].max() >= 0) and first["fold"].nunique(), "n": len(first),
+        "patients": len(set(evaluation.patient_names(first)) - {""})}
 
 
 def _summary(arm, conflicts):
     tables = arm.on()
-    seen = [evaluation.metrics(table, arm.classes) for table in tables]
-    first = tables[0]
-    patients = evaluation.patient_names(first)
-    row = {"slices": len(first), "patients": len(set(patients) - {""}) or None}
-    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
-        values = np.array([one[name] for one in seen])
-        row |= {name: values.mean(), f"{name}_sd": values.std(ddof=1) if len(values) > 1 else np.nan}
+    first, patients = tables[0], evaluation.patient_names(tables[0])
+    seen = pd.DataFrame([_figures(table, arm.classes) for table in tables])
+    row = {}
+    for name in seen:
+        row |= {name: seen[name].mean(), f"{name}_sd": seen[name].std(ddof=1)}
     row["low"], row["high"] = statistics.proportion_interval(_rate(arm), patients)
     truth = (first["label"] == POSITIVE).to_numpy()
-    row["auc"], row["auc_low"], row["auc_high"] = statistics.auc_interval(truth, _scores(arm), patients)
-    row["brier"] = np.mean([one["brier"] for one in seen])
-    row["ece"] = np.mean([one["ece"] for one in seen])
-    row["ece_scaled"] = np.mean([_ece(table, arm.classes) for table in tables])
-    whole = [evaluation.metrics(evaluation.by_patient(table, arm.classes), arm.classes) for table in tables]
-    row["accuracy_by_patient"] = np.mean([one["accuracy"] for one in whole])
+    row["auc"], row["auc_low"], row["auc_high"] = (
+        statistics.auc_interval(truth, _scores(arm), patients, first["fold"]) if _both_everywhere(first)
+        else (np.nan,) * 3)
     row["accuracy_without_conflicts"] = _rate(arm)[~first["path"].isin(conflicts).to_numpy()].mean()
     return row
+
+
+def _both_everywhere(table):
+    """Whether every fold tests slices with and without POSITIVE."""
+    return bool(table["label"].eq(POSITIVE).groupby(table["fold"]).nunique().eq(2).all())
+
+
+def _figures(table, classes):
+    truth, predicted, scores = evaluation.decide(table, classes)
+    own = [np.mean(predicted[truth == k] == k) for k in range(len(classes)) if (truth == k).any()]
+    return {"accuracy": np.mean(truth == predicted), "balanced_accuracy": np.mean(own),
+            "macro_f1": f1_score(truth, predicted, average="macro", zero_division=0),
+            "brier": calibration.brier(truth, scores), "ece": calibration.expected_error(truth, scores),
+            "ece_scaled": _ece_scaled(table, classes, truth)}
+
+
+def _ece_scaled(table, classes, truth):
+    scaled = table[[f"q_{name}" for name in classes]].to_numpy(float)
+    return calibration.expected_error(truth, scaled) if np.isfinite(scaled).all() else np.nan
 
 
 def _rate(arm, index=None):
@@ -186,26 +268,17 @@ def _scores(arm, index=None):
     return np.column_stack([table[f"p_{POSITIVE}"] for table in arm.on(index)])
 
 
-def _ece(table, classes):
-    scaled = table[[f"q_{name}" for name in classes]].set_axis([f"p_{name}" for name in classes], axis=1)
-    if scaled.isna().any(axis=None):
-        return np.nan
-    truth, _, scores = evaluation.decide(scaled.assign(label=table["label"]), classes)
-    return calibration.expected_error(truth, scores)
-
-
 def per_class(made):
-    """One row per Arm and class: sensitivity, specificity and what a positive answer is worth, means over seeds."""
+    """One row per Arm, unit and class: sensitivity, specificity, what a positive answer is worth; means over seeds."""
     rows = []
-    for arm in made:
+    for arm in filter(_may, _both_units(made)):
         tables = arm.on()
-        first = tables[0]
-        patients = evaluation.patient_names(first)
+        first, patients = tables[0], evaluation.patient_names(tables[0])
         called = [evaluation.decide(table, arm.classes)[1] for table in tables]
         for k, name in enumerate(arm.classes):
             own = (first["label"] == name).to_numpy()
             rate = np.mean([answers == k for answers in called], axis=0)
-            row = _head(arm) | {"class": name, "slices": int(own.sum())}
+            row = _head(arm) | {"class": name, "of_class": int(own.sum())}
             for measure, values, part in (("sensitivity", rate, own), ("specificity", 1 - rate, ~own)):
                 row[measure] = values[part].mean() if part.any() else np.nan
                 interval = statistics.proportion_interval(values[part], patients[part])
@@ -216,15 +289,15 @@ def per_class(made):
     return pd.DataFrame(rows)
 
 
-def differences(made, baseline=BASELINE):
-    """One row per Arm beside the baseline of its group: paired, on the slices that both were tested on.
+def differences(made):
+    """One row per Arm beside BASELINE's of its group: paired, on the slices that both were tested on.
 
     Seeds that both have are used. `p_holm` adjusts the bootstrap's p over the variants of a group.
     """
     rows = []
     for group in dict.fromkeys(arm.group for arm in made):
-        rivals = {arm.variant: arm for arm in made if arm.group == group}
-        reference = rivals.pop(baseline, None)
+        rivals = {arm.variant: arm for arm in made if arm.group == group and _may(arm)}
+        reference = rivals.pop(BASELINE, None)
         own = [_difference(arm, reference) for arm in rivals.values() if reference]
         own = [row for row in own if row]
         for row, p in zip(own, statistics.holm([row["p_bootstrap"] for row in own]), strict=True):
@@ -234,34 +307,37 @@ def differences(made, baseline=BASELINE):
 
 def _difference(arm, reference):
     shared = sorted(arm.seeds.keys() & reference.seeds.keys())
-    if not shared:
+    arm, reference = (replace(one, seeds={seed: one.seeds[seed] for seed in shared}) for one in (arm, reference))
+    index = arm.index.intersection(reference.index).sort_values() if shared else ()
+    if not len(index):
         return None
-    arm, reference = (Arm(*one.group, one.variant, one.classes, {seed: one.seeds[seed] for seed in shared})
-                      for one in (arm, reference))
-    index = arm.index.intersection(reference.index).sort_values()
     first = arm.on(index)[0]
     patients = evaluation.patient_names(first)
     paired = statistics.paired_difference(_rate(arm, index), _rate(reference, index), patients)
-    truth = (first["label"] == POSITIVE).to_numpy()
-    areas = statistics.auc_difference(truth, _scores(arm, index), _scores(reference, index), patients)
-    return (_head(arm) | {"against": reference.variant, "slices": len(index)} | paired
-            | {"auc_difference": areas["difference"], "auc_low": areas["low"], "auc_high": areas["high"],
-               "p_delong": areas["p"]})
+    row = _head(arm) | {"against": reference.variant, "n": len(index), "folds": _head(arm)["folds"]
+                        and first["fold"].nunique()} | paired
+    if _both_everywhere(first):
+        truth = (first["label"] == POSITIVE).to_numpy()
+        areas = statistics.auc_difference(truth, _scores(arm, index), _scores(reference, index), patients,
+                                          first["fold"])
+        row |= {"auc_difference": areas["difference"], "auc_low": areas["low"], "auc_high": areas["high"],
+                "p_delong": areas["p"]}
+    return row
 
 
 def reliability(made):
     """The reliability diagram of every Arm, seeds pooled, before and after scaling: long, one row per bin."""
     parts = []
-    for arm in made:
+    for arm in filter(_may, made):
         for kind, letter in (("as trained", "p"), ("scaled", "q")):
             table = pd.concat(arm.on())
             names = [f"{letter}_{name}" for name in arm.classes]
             if table[names].isna().any(axis=None):
                 continue
-            truth = table["label"].map({name: k for k, name in enumerate(arm.classes)}).to_numpy()
+            truth = evaluation.decide(table, arm.classes)[0]
             bins = calibration.reliability(truth, table[names].to_numpy(float))
-            parts.append(pd.DataFrame([_head(arm) | {"probabilities": kind}] * len(bins)).join(bins))
-    return pd.concat(parts, ignore_index=True)
+            parts.append(pd.DataFrame([_head(arm) | {"probabilities": kind}] * len(bins)).drop(columns="n").join(bins))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def baselines(folder):
@@ -280,8 +356,10 @@ def targets(table, measured):
     harmonised slices; an accuracy counts only if its whole interval lies above.
     """
     rows = []
-    ucsd = table[(table.dataset == "ucsd-covid-ct") & (table.protocol == SPLIT) & (table.profile == "study")]
-    seen = measured[(measured.dataset == "ucsd-covid-ct") & (measured.protocol == shortcuts.OFFICIAL)]
+    ucsd = table[(table.dataset == "ucsd-covid-ct") & (table.protocol == SPLIT) & (table.profile == PROFILE)
+                 & (table.unit == "slice")]
+    seen = measured[(measured.dataset == "ucsd-covid-ct") & (measured.protocol == shortcuts.OFFICIAL)
+                    & (measured.profile == PROFILE)]
     bar = seen.accuracy[(seen.baseline == "file facts")
                         | (seen.baseline.eq("lungs blacked out") & seen.seen.eq(shortcuts.HARMONISED))].max()
     for name, variant, measure, wanted in TARGETS:
@@ -335,6 +413,21 @@ def _means(rows, patients):
     return found
 
 
+def missing(found):
+    """How many runs the protocol plans (workflow/profiles/study.yaml), and how many there are, by set and network."""
+    plan = yaml.safe_load((provenance.ROOT / "workflow" / "profiles" / f"{PROFILE}.yaml").read_text())
+    have = [(*run.path.parts[-4:-2], run.variant, SPLIT if run.fold < 0 else FOLDS) for run in found]
+    rows = []
+    for dataset, own in plan["datasets"].items():
+        wanted = plan | own
+        planned = [(variant, SPLIT, len(wanted["seeds"])) for variant in wanted["variants"]]
+        planned += [(variant, FOLDS, len(wanted["folds"])) for variant in wanted["fold_variants"]]
+        rows += [{"dataset": dataset, "variant": variant, "protocol": protocol, "planned": number,
+                  "finished": have.count((dataset, PROFILE, variant, protocol))}
+                 for variant, protocol, number in planned]
+    return pd.DataFrame(rows)
+
+
 def tables(folder):
     """All tables of the study, name -> DataFrame, from what lies in `folder`."""
     found = find(folder)
@@ -342,7 +435,8 @@ def tables(folder):
     whole, measured = summary(made, find_conflicts(folder)), baselines(folder)
     return {"runs": every_run(found), "summary": whole, "differences": differences(made),
             "per_class": per_class(made), "reliability": reliability(made), "baselines": measured,
-            "targets": targets(whole, measured), "explanations": explanations(folder)}
+            "targets": targets(whole, measured), "explanations": explanations(folder),
+            "missing": missing(found)}
 
 
 def write(folder):

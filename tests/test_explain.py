@@ -85,8 +85,9 @@ def test_even_attention_is_told_as_one(images):
     lesions[:3, 16:48, 16:48] = True
     found = explain.attention_on_lesions(model, images, lesions)
     assert set(found) == {"attention_conv3", "attention_conv4", "attention_conv5"}
-    for values in found.values():
-        assert values[:3] == pytest.approx(1, rel=1e-4) and np.isnan(values[3:]).all()
+    for table in found.values():
+        assert table.gain[:3] == pytest.approx(1, rel=1e-4) and table[3:].isna().all(axis=None)
+        assert table.hit[:3].between(0, 1).all() and table.chance[:3].between(0, 1).all()
 
 
 def test_random_weights_change_the_map_and_leave_the_network_alone(model, images):
@@ -97,7 +98,9 @@ def test_random_weights_change_the_map_and_leave_the_network_alone(model, images
     assert set(table.weights) == {"trained", "random"}
     maps, others = (explain.class_maps(one, images, np.zeros(5, int)) for one in (model, explain.randomised(model)))
     assert not any(np.allclose(maps[name], others[name]) for name in maps)
-    assert table.likeness.between(-1, 1).any()
+    assert table.likeness.dropna().between(-1, 1).all() and table.likeness.notna().any()
+    attention = table[table["map"].str.startswith("attention")]
+    assert attention.empty or set(attention.weights) == {"trained", "random"}
     assert set(table["map"]) >= set(explain.levels(model))
 
 

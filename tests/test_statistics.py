@@ -113,12 +113,38 @@ def test_delong_gives_the_published_areas_errors_and_test():
     assert gaps @ np.linalg.solve(contrast @ covariance @ contrast.T, gaps) == pytest.approx(2.5340, abs=5e-5)
 
 
-def test_delong_with_every_slice_its_own_cluster_is_delong():
-    truth, scores = OVARIAN[:, 3] == 1, OVARIAN[:, :2]
-    plain, clustered = statistics.delong(truth, scores), statistics.delong(truth, scores, np.arange(43))
-    assert plain[0] == pytest.approx(clustered[0]) and plain[1] == pytest.approx(clustered[1])
-    assert np.diag(statistics.delong(truth, scores, np.arange(43) // 4)[1]) != pytest.approx(
-        np.diag(statistics.delong(truth, scores)[1]))
+def test_delong_is_the_formula_of_the_paper_and_differs_with_clusters():
+    truth, scores = OVARIAN[:, 3] == 1, OVARIAN[:, 0]
+    wins = np.sign(scores[truth][:, None] - scores[~truth][None]) / 2 + 0.5
+    components = wins.mean(axis=1).var(ddof=1) / truth.sum() + wins.mean(axis=0).var(ddof=1) / (~truth).sum()
+    names = np.random.default_rng(0).permutation(43).astype(str)
+    assert statistics.delong(truth, scores, names)[1][0, 0] == pytest.approx(components)
+    assert statistics.delong(truth, scores, np.arange(43) // 4)[1][0, 0] != pytest.approx(components)
+
+
+def test_a_single_patient_tells_no_interval_and_no_p():
+    rng = np.random.default_rng(0)
+    found = statistics.paired_difference([1, 1, 0, 1], [0, 1, 0, 1], ["a"] * 4)
+    assert found["difference"] == 0.25 and np.isnan([found["low"], found["high"], found["p_bootstrap"]]).all()
+    truth = np.repeat([True, False, False], 10)
+    patients, scores = np.repeat(["a", "b", "c"], 10), rng.normal(size=(30, 2))
+    area, low, high = statistics.auc_interval(truth, scores[:, 0], patients)
+    assert 0 < area < 1 and np.isnan([low, high]).all()
+    assert np.isnan(statistics.auc_difference(truth, *scores.T, patients)["p"])
+
+
+def test_scores_of_different_folds_are_not_compared():
+    """Two trainings that order their own slices well, on scales that have nothing in common."""
+    rng = np.random.default_rng(1)
+    truth, fold = np.arange(400) % 2 == 0, np.repeat([0, 1], 200)
+    scores = truth + rng.normal(0, 0.7, 400) + 10 * fold
+    patients = np.arange(400).astype(str)
+    pooled = statistics.auc_interval(truth, scores, patients)
+    apart = statistics.auc_interval(truth, scores, patients, fold)
+    each = [statistics.auc_interval(truth[fold == k], scores[fold == k], patients[fold == k])[0] for k in (0, 1)]
+    assert apart[0] == pytest.approx(np.mean(each)) and apart[0] > pooled[0] + 0.05
+    assert apart[2] - apart[1] < 0.12
+    assert statistics.auc_difference(truth, scores, scores, patients, fold)["difference"] == 0
 
 
 def test_delong_of_copied_slices_has_the_error_of_the_patients():

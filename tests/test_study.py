@@ -9,12 +9,12 @@ from covidlib import publish, runs, study
 CLASSES = ("covid", "non_covid")
 
 
-def predictions(rng, skill, patients, fold=None, split="test"):
-    """Two slices a patient; the network gives the true class `skill` more logit on average."""
+def predictions(rng, skill, patients, split="test", sure=2):
+    """Two slices a patient; the network gives the true class `skill` more logit on average, times `sure`."""
     names = [f"p{n:03d}" for n in patients for _ in (0, 1)]
     truth = np.array([n % 2 for n in patients for _ in (0, 1)])
     logit = rng.normal(size=len(truth)) + skill * np.where(truth == 0, 1, -1)
-    score = 1 / (1 + np.exp(-2 * logit))
+    score = 1 / (1 + np.exp(-sure * logit))
     return pd.DataFrame({"path": [f"{name}/{k}.png" for k, name in enumerate(names)], "slice_index": 0,
                          "patient": names, "split": split, "label": [CLASSES[k] for k in truth], "p_covid": score,
                          "p_non_covid": 1 - score})
@@ -29,7 +29,7 @@ def write_run(home, dataset, variant, seed, fold, skill, test, profile="study"):
     epochs = np.arange(1, 36)
     pd.DataFrame({"epoch": epochs, "loss": 1 / epochs, "accuracy": 0.9, "val_loss": 0.5 + abs(epochs - 20) / 100,
                   "val_accuracy": 0.8, "seconds": 1.0}).to_csv(folder / "history.csv", index=False)
-    content = {"parameters": {"variant": variant, "seed": seed, "weights": "phantom", "image_size": 96},
+    content = {"parameters": {"variant": variant, "seed": seed, "weights": "phantom", "image_size": 96, "epochs": 35},
                "classes": list(CLASSES), "wall_seconds": 9.0, "metrics": {"test": {"accuracy": 5.0}},
                "provenance": {"parameters": {"weights": "phantom"}, "machine": {"cpu": "a processor"},
                               "manifest_sha256": "x"}}
@@ -66,15 +66,27 @@ def tables(made_up):
     return study.tables(made_up)
 
 
+@pytest.fixture(scope="module")
+def published(made_up, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    assert publish.main(["--runs", str(made_up / "runs"), "--folder", str(folder)]) == 0
+    return folder
+
+
+def slices(summary):
+    return summary[summary.unit == "slice"].set_index(["protocol", "variant"])
+
+
 def test_every_run_has_a_row(tables):
     assert len(tables["runs"]) == 16
     assert tables["runs"].fold.notna().sum() == 10 and set(tables["runs"].weights) == {"phantom"}
 
 
 def test_folds_are_pooled_and_seeds_are_averaged(made_up, tables):
-    table = tables["summary"].set_index(["protocol", "variant"])
+    table = slices(tables["summary"])
     folds = table.loc[("folds", "improved")]
-    assert folds.slices == 400 and folds.patients == 200 and folds.seeds == 1 and np.isnan(folds.accuracy_sd)
+    assert folds.n == 400 and folds.patients == 200 and folds.folds == 5
+    assert folds.seeds == 1 and np.isnan(folds.accuracy_sd)
     pooled = pd.concat([run.predictions[run.predictions.split == "test"] for run in study.find(made_up)
                         if run.fold >= 0 and run.variant == "improved"])
     assert folds.accuracy == pytest.approx(((pooled.p_covid > 0.5) == (pooled.label == "covid")).mean())
@@ -93,6 +105,15 @@ def test_a_better_network_is_told_from_the_baseline_and_an_equal_one_is_not(tabl
     assert other.p_holm == pytest.approx(min(1, 2 * other.p_bootstrap))
 
 
+def test_patients_are_told_beside_slices(tables):
+    table = tables["summary"].set_index(["protocol", "variant", "unit"])
+    whole, each = table.loc[("folds", "improved", "patient")], table.loc[("folds", "improved", "slice")]
+    assert whole.n == 200 and each.n == 400
+    assert whole.accuracy > each.accuracy  # the mean of two slices is surer
+    rows = tables["per_class"]
+    assert set(rows.unit) == {"slice", "patient"} and len(rows) == 2 * len(table)
+
+
 def test_pictures_under_two_labels_are_left_out_of_the_last_column(made_up):
     made = study.arms(study.find(made_up))
     arm = next(arm for arm in made if arm.protocol == "split" and arm.variant == "resnet50")
@@ -103,9 +124,16 @@ def test_pictures_under_two_labels_are_left_out_of_the_last_column(made_up):
     assert study.summary([arm]).iloc[0].accuracy_without_conflicts == pytest.approx(without.accuracy)
 
 
-def test_scaling_is_fitted_on_validation_slices_and_mends_what_is_too_sure(tables):
-    row = tables["summary"].set_index(["protocol", "variant"]).loc[("folds", "resnet50")]
-    assert row.ece_scaled < row.ece
+def test_scaling_is_fitted_on_validation_slices_alone(tmp_path):
+    """Four times too sure on the validation slices and right on the test's: scaling does as the first say."""
+    rng = np.random.default_rng(0)
+    folder = write_run(tmp_path, "ucsd-covid-ct", "resnet50", 0, -1, 1.0, range(100))
+    sure, honest = predictions(rng, 1.0, range(1000, 1400), "val", 8), predictions(rng, 1.0, range(400), sure=2)
+    pd.concat([sure, honest]).to_csv(folder / "predictions.csv", index=False)
+    (run,) = study.find(tmp_path)
+    assert study.temperature(run) == pytest.approx(4, rel=0.2)
+    row = study.summary(study.arms([run])).iloc[0]
+    assert row.ece < 0.06 < row.ece_scaled
 
 
 def test_what_a_positive_answer_is_worth_falls_with_the_prevalence(tables):
@@ -115,32 +143,93 @@ def test_what_a_positive_answer_is_worth_falls_with_the_prevalence(tables):
 
 
 def test_a_target_below_a_shortcut_is_reached_and_not_met(tables):
-    table = tables["targets"].set_index("target")
-    row = table.loc["resnet50 from random weights or phantoms, accuracy"]
-    assert row.above == 0.9 and not row.met
+    name = "resnet50 from random weights or phantoms, accuracy"
+    summary = tables["summary"].assign(accuracy=0.8, low=0.75, high=0.85)
+    for bar, met in ((0.9, False), (0.7, True)):
+        row = study.targets(summary, tables["baselines"].assign(accuracy=bar)).set_index("target").loc[name]
+        assert row.above == bar and row.reached and row.met == met
+    row = study.targets(summary.assign(accuracy=0.6), tables["baselines"]).set_index("target").loc[name]
+    assert not row.reached and not row.met
 
 
-def test_publishing_copies_what_is_small_and_names_no_folder(made_up, tmp_path, capsys):
-    assert publish.main(["--runs", str(made_up / "runs"), "--folder", str(tmp_path)]) == 0
-    assert "16 runs copied" in capsys.readouterr().out
-    kept = tmp_path / "runs/ucsd-covid-ct/study"
+def test_what_is_missing_is_said(tables):
+    table = tables["missing"].set_index(["dataset", "variant", "protocol"])
+    assert table.loc[("ucsd-covid-ct", "improved", "folds")].to_list() == [5, 5]
+    assert table.loc[("ucsd-covid-ct", "resnet50", "split")].to_list() == [5, 2]
+    assert table.loc[("sarscov2-ct", "improved", "split")].to_list() == [1, 0]
+
+
+def test_half_of_the_folds_is_told_as_half_and_decides_nothing(tmp_path):
+    for fold in (0, 1):
+        write_run(tmp_path, "ucsd-covid-ct", "resnet50", 0, fold, 0.5, range(40 * fold, 40 * fold + 40))
+    write_run(tmp_path, "ucsd-covid-ct", "improved", 0, 1, 1.5, range(40, 80))
+    made = study.arms(study.find(tmp_path))
+    table = slices(study.summary(made))
+    assert [study.tested(row) for row in table.reset_index().itertuples()] == ["2 of 5 folds", "1 of 5 folds"]
+    (row,) = study.differences(made).itertuples()
+    assert row.n == 80 and row.folds == 1  # the fold that both have
+    assert study.differences([arm for arm in made if arm.variant == "improved"]).empty
+
+
+def test_seeds_of_unlike_folds_and_networks_of_unlike_folds_are_no_crash(tmp_path):
+    write_run(tmp_path, "ucsd-covid-ct", "resnet50", 0, 0, 0.5, range(40))
+    write_run(tmp_path, "ucsd-covid-ct", "improved", 0, 1, 1.5, range(40, 80))
+    assert study.differences(study.arms(study.find(tmp_path))).empty
+    for fold in (0, 1):
+        write_run(tmp_path, "ucsd-covid-ct", "resnet50", 1, fold, 0.5, range(40 * fold, 40 * fold + 40))
+    row = slices(study.summary(study.arms(study.find(tmp_path)))).loc[("folds", "resnet50")]
+    assert row.n == 80 and row.seeds == 2
+
+
+def test_of_six_patients_nothing_but_counts_is_told(tmp_path):
+    for variant in ("resnet50", "improved"):
+        write_run(tmp_path, "covid-ct-md", variant, 0, -1, 1.0, range(6))
+    write_run(tmp_path, "phantom", "resnet50", 0, -1, 1.0, range(6))
+    made = study.arms(study.find(tmp_path))
+    table = study.summary(made).set_index(["dataset", "variant", "unit"])
+    row = table.loc[("covid-ct-md", "improved", "slice")]
+    assert row.told == "too few patients" and row.n == 12 and np.isnan(row.accuracy)
+    assert table.loc[("phantom", "resnet50", "slice")].told == "mechanics only"
+    assert study.differences(made).empty and set(study.per_class(made).dataset) == {"phantom"}
+    assert study.every_run(study.find(tmp_path)).set_index("dataset").accuracy["covid-ct-md"].isna().all()
+
+
+def test_runs_of_another_recipe_are_not_compared(tmp_path):
+    write_run(tmp_path, "ucsd-covid-ct", "resnet50", 0, -1, 1.0, range(40))
+    folder = write_run(tmp_path, "ucsd-covid-ct", "improved", 0, -1, 1.0, range(40))
+    record = json.loads((folder / "run.json").read_text())
+    record["parameters"]["epochs"] = 70
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="Received: epochs="):
+        study.arms(study.find(tmp_path))
+
+
+def test_publishing_copies_what_is_small_and_names_no_folder(published):
+    kept = published / "runs/ucsd-covid-ct/study"
     assert {path.name for path in (kept / "improved/seed-0-fold-3").iterdir()} == {
         "predictions.csv", "history.csv", "run.json"}
     assert "secret" not in (kept / "dataset.json").read_text()
     record = runs.read_run(kept / "improved/seed-0")
     assert "metrics" not in record.content and record.metrics["test"]["accuracy"] < 1
     for name in ("accuracy", "differences", "reliability", "curves"):
-        assert (tmp_path / f"figures/{name}.png").stat().st_size > 5000
-    claims = json.loads((tmp_path / "claims.json").read_text())
-    gain = next(row for row in claims if row["id"] == "gain")
+        assert (published / f"figures/{name}.png").stat().st_size > 5000
+    rows = json.loads((published / "claims.json").read_text())
+    gain = next(row for row in rows if row["id"] == "gain")
     assert gain["verdict"] == "reproduced" and "folds" in gain["measured"]
+    page = (published / "README.md").read_text()
+    assert "5 of 5 folds" in page and "## What the protocol plans" in page
 
 
-def test_published_again_from_the_copies_alone_it_is_the_same_to_the_byte(made_up, tmp_path):
-    publish.main(["--runs", str(made_up / "runs"), "--folder", str(tmp_path)])
-    first = {path: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
-    publish.main(["--runs", "none", "--folder", str(tmp_path)])
-    assert first == {path: path.read_bytes() for path in (tmp_path / "tables").iterdir()} and len(first) == 8
+def test_published_again_from_the_copies_alone_it_is_the_same_to_the_byte(published):
+    first = {path: path.read_bytes() for path in (published / "tables").iterdir()}
+    study.write(published)
+    assert first == {path: path.read_bytes() for path in (published / "tables").iterdir()} and len(first) == 9
+
+
+def test_seven_digits_are_kept_of_what_is_sure(published, made_up):
+    name = "runs/ucsd-covid-ct/study/improved/seed-0/predictions.csv"
+    own, copied = (runs.read_predictions(folder / name) for folder in (made_up, published))
+    assert copied.p_covid.to_numpy() == pytest.approx(own.p_covid.to_numpy(), rel=1e-6)
 
 
 def test_a_page_without_its_marks_is_left_alone(tmp_path):
@@ -155,6 +244,7 @@ def test_a_page_without_its_marks_is_left_alone(tmp_path):
 def test_without_runs_it_says_what_to_do(tmp_path, capsys):
     assert publish.main(["--runs", "none", "--folder", str(tmp_path)]) == 2
     assert "make reproduce PROFILE=study" in capsys.readouterr().err
+    assert not (tmp_path / "tables").exists()
 
 
 def test_the_published_tables_are_what_the_published_predictions_give(repository, tmp_path):

@@ -108,8 +108,7 @@ def test_every_profile_has_the_same_keys(repository):
     files = (repository / "workflow/profiles").glob("*.yaml")
     profiles = {path.stem: yaml.safe_load(path.read_text()) for path in files}
     assert set(profiles) == {"smoke", "quick", "study", "paper"}
-    of_the_study = {"datasets", "without_phantom_weights"}
-    assert len({frozenset(set(profile) - of_the_study) for profile in profiles.values()}) == 1
+    assert len({frozenset(set(profile) - {"datasets"}) for profile in profiles.values()}) == 1
     assert all(set(more) <= set(profiles["study"]) for more in profiles["study"]["datasets"].values())
     assert profiles["paper"]["epochs"] == 35 and profiles["paper"]["phantoms_per_class"] == [1350, 300, 1350]
 

@@ -37,7 +37,7 @@ def main():
                  "--configfile", f"workflow/profiles/{options.profile}.yaml", "--cores", str(options.jobs),
                  "--rerun-incomplete", "--quiet", "host", "reason", "rules", "--config", f"profile={profile}",
                  f"dataset={options.dataset}", f"data_root={options.data_root}", f"on_error={options.on_error}",
-                 *([f"weights={options.weights}"] if options.weights else [])]
+                 *([f"start={options.weights}"] if options.weights else [])]
     try:
         with FileLock(ROOT / ".snakemake" / "reproduce.lock", timeout=0):
             subprocess.run([*snakemake, "--unlock"], cwd=ROOT, capture_output=True, check=False)
