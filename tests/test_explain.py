@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -13,9 +15,14 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module", params=["resnet50", "improved"])
+@functools.cache
+def built(variant):
+    return build_classifier(variant, CLASSES, 64, precision="float32")
+
+
+@pytest.fixture(params=["resnet50", "improved"])
 def model(request):
-    return build_classifier(request.param, CLASSES, 64, precision="float32")
+    return built(request.param)
 
 
 def test_the_maps_of_all_levels_add_up_to_the_logit(model, images):
@@ -29,11 +36,11 @@ def test_the_maps_of_all_levels_add_up_to_the_logit(model, images):
 
 
 def test_every_pooled_level_has_a_map_at_its_own_size(images):
-    improved = build_classifier("improved", CLASSES, 64, precision="float32")
+    improved = built("improved")
     maps = explain.class_maps(improved, images, np.zeros(5, int))
     assert [maps[name].shape[1] for name in explain.levels(improved)] == [16, 8, 4, 2]
     assert maps[explain.ALL].shape == (5, 16, 16)
-    plain = explain.class_maps(build_classifier("resnet50", CLASSES, 64, precision="float32"), images, np.zeros(5, int))
+    plain = explain.class_maps(built("resnet50"), images, np.zeros(5, int))
     assert list(plain) == ["conv5_block3_out", explain.ALL] and plain["conv5_block3_out"].shape == (5, 2, 2)
     assert np.array_equal(*plain.values())
 
