@@ -46,9 +46,9 @@ class Evidence:
         return runs.read_json(path)["name"] if path.is_file() else None
 
     @cached_property
-    def runs(self) -> list:
-        """The runs on the split's test part; those of cross-validation where there are no others."""
-        return self._find() or self.folds
+    def split(self) -> list:
+        """The runs on the test part of the set's split."""
+        return self._find()
 
     @cached_property
     def folds(self) -> list:
@@ -60,8 +60,14 @@ class Evidence:
         except FileNotFoundError:
             return []
 
+    def whole_folds(self, *variants) -> bool:
+        """Whether all of `variants` were tested on every fold, and so on every slice."""
+        return all({run.fold for run in self.folds if run.variant == name} >= set(range(FOLDS)) for name in variants)
+
     def of(self, variant, among=None) -> list:
-        found = [run for run in (among or self.runs) if run.variant == variant]
+        """Its runs `among` some; else those of all folds, which test more slices, where they are complete."""
+        among = among or (self.folds if self.whole_folds(variant) else self.split or self.folds)
+        found = [run for run in among if run.variant == variant]
         if not found:
             raise Missing(f"no finished run of {variant}: notebook 03_training with variant={variant}")
         return found
@@ -125,9 +131,8 @@ def accuracy(evidence, variant, paper, label=None):
 
 def difference(evidence, variant, against, least=0.0):
     """Paired difference of accuracies on the same slices; holds if its 95 % interval is above zero."""
-    found, how = evidence.runs, "test slices"
-    if all({run.fold for run in evidence.folds if run.variant == name} == set(range(FOLDS))
-           for name in (variant, against)):
+    found, how = evidence.split or evidence.folds, "test slices"
+    if evidence.whole_folds(variant, against):
         found, how = evidence.folds, "slices, each tested in one of the folds"
     own, base = (evidence.correct(name, among=found) for name in (variant, against))
     shared = own.index.intersection(base.index)
@@ -150,7 +155,8 @@ def plateau(evidence, epochs=35, window=5, tolerance=0.05):
     late, before = losses[-window:].mean(), losses[-2 * window:-window].mean()
     return Finding(bool(abs(late / before - 1) <= tolerance),
                    f"mean loss {late:.3f} in the last {window} epochs, {before:.3f} in the {window} before; "
-                   f"lowest at epoch {int(history['epoch'][losses.idxmin()])} of {len(losses)}")
+                   f"lowest at epoch {int(history['epoch'][losses.idxmin()])} of {len(losses)}; the learning rate ends "
+                   "there near zero, which would settle any loss")
 
 
 def training_time(evidence):
