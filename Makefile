@@ -29,8 +29,10 @@ reproduce: env ## run a profile to its report and print the claims table
 	@$(BIN)/python workflow/reproduce.py --profile '$(PROFILE)' --dataset '$(DATASET)' \
 	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --on-error '$(ON_ERROR)' --jobs '$(JOBS)'
 
-study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; many hours
-	@[ -d '$(DATA_ROOT)' ] || { echo "no such folder. Received: DATA_ROOT=$(DATA_ROOT)"; exit 1; }
+study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; a day
+	@for set in ucsd-covid-ct sarscov2-ct-256 covid-ct-md-sample; do [ -d "$(DATA_ROOT)/$$set" ] || { \
+	  echo "make study needs DATA_ROOT, a folder that holds $$set (README, The study). Received: DATA_ROOT=$(DATA_ROOT)"; \
+	  exit 1; }; done
 	$(MAKE) reproduce PROFILE=study DATASET=ucsd-covid-ct DATA_ROOT='$(DATA_ROOT)/ucsd-covid-ct'
 	$(MAKE) reproduce PROFILE=study DATASET=sarscov2-ct DATA_ROOT='$(DATA_ROOT)/sarscov2-ct-256'
 	$(BIN)/python -m covidlib.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study

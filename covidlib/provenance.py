@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,11 @@ def _gpu() -> str | None:
     return (answer.stdout.strip().splitlines() or [None])[0]
 
 
+def system() -> str:
+    """Name of the operating system and the first two numbers of its version: the rest may name a host."""
+    return " ".join([platform.system(), *re.findall(r"^\d+(?:\.\d+)?", platform.release())])
+
+
 def threads() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -82,7 +88,7 @@ def machine() -> dict:
         "cores": threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": _gpu(),
-        "os": f"{platform.system()} {platform.release()}",
+        "os": system(),
         "python": platform.python_version(),
         "backend": backend(),
         **{name: versions[name] for name in ("keras", "tensorflow", "jax", "torch") if name in versions},

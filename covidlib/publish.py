@@ -9,6 +9,7 @@ MODEL_CARD.md are made from the copies alone, so that anyone gets the same witho
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -68,6 +69,9 @@ def _copy_run(run, target):
     # the provenance repeats the parameters, with names of places cut
     kept["parameters"] = kept["parameters"] | {"weights": kept["provenance"]["parameters"].get("weights")}
     kept["provenance"] = {name: value for name, value in kept["provenance"].items() if name != "parameters"}
+    machine = kept["provenance"].get("machine", {})
+    if "os" in machine:  # of older runs it has the whole version, which may name a host
+        machine["os"] = re.match(r"\w+(?: \d+(?:\.\d+)?)?", machine["os"])[0]
     runs.write_json(target / "run.json", kept)
 
 
