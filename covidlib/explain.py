@@ -88,12 +88,13 @@ def occlusion(model, images, classes, patch=16, stride=8):
 
 
 def on_lesions(maps, lesions, lungs):
-    """How maps of one level meet the lesions: DataFrame hit, chance, gain, outside, a row per slice.
+    """How maps of one level meet the lesions: DataFrame hit, chance, gain, outside, even, a row per slice.
 
     maps: (N, h, w), of which the positive part counts; lesions, lungs: bool (N, S, S). hit: the largest value lies on a
     lesion or within NEAR of one (the pointing game, https://doi.org/10.1007/s11263-017-1059-x); chance: the share of
     the lungs that would be a hit; gain: mean relevance on lesions over that on the lungs; outside: share of the
-    relevance outside of the lungs, lesions counted as lung. NaN where nothing is positive, or no lesion there.
+    relevance outside of the lungs, lesions counted as lung; even: what an even map would have there. NaN where
+    nothing is positive, or no lesion there.
     """
     size = lesions.shape[1]
     relevance = np.maximum(enlarge(maps, (size, size)), 0)
@@ -109,6 +110,7 @@ def on_lesions(maps, lesions, lungs):
             "chance": float(near[lung].mean()) if known else np.nan,
             "gain": float(values[lesion].mean() / mean) if known and mean > 0 else np.nan,
             "outside": float(values[~lung].sum() / values.sum()) if seen and lung.any() else np.nan,
+            "even": float((~lung).mean()) if lung.any() else np.nan,
         })
     return pd.DataFrame(rows)
 
@@ -155,7 +157,7 @@ def randomised(model):
 def measure(model, images, classes, lesions, lungs):
     """`on_lesions` of every level, trained and with random weights, and of attention: long, a row per slice and map.
 
-    Columns: row, map, weights ("trained" or "random"), hit, chance, gain, outside, and likeness: rank correlation of
+    Columns: row, map, weights ("trained" or "random"), hit, chance, gain, outside, even, likeness: rank correlation of
     the map with the one of random weights.
     """
     from scipy.stats import spearmanr
@@ -173,6 +175,17 @@ def measure(model, images, classes, lesions, lungs):
         for name, table in attention_on_lesions(network, images, lesions).items():
             parts.append(table.assign(row=np.arange(len(images)), map=name, weights=weights))
     return pd.concat(parts, ignore_index=True)
+
+
+def measure_run(run, name, manifest, images, lesions, lungs):
+    """`measure` of a runs.Run: path, slice_index, patient, label, slices (`name`) and variant before its columns.
+
+    manifest: the rows of `images`; each slice is explained for its true class.
+    """
+    model = keras.models.load_model(run.path / "model.keras", compile=False)
+    table = measure(model, images, manifest["label"].map(run.classes.index).to_numpy(), lesions, lungs)
+    facts = manifest[["path", "slice_index", "patient", "label"]].iloc[table.pop("row")].reset_index(drop=True)
+    return facts.assign(slices=name, variant=run.variant).join(table)
 
 
 def phantoms(home, per_class, image_size):

@@ -138,7 +138,7 @@ def page(made, rows):
         "## Training", "![curves](figures/curves.png)",
         "## Where it looks", _markdown(made["explanations"], (
             "dataset", "slices", "variant", "map", "weights", "n", "hit", "hit_low", "hit_high", "chance", "gain",
-            "gain_low", "gain_high", "outside", "likeness")),
+            "gain_low", "gain_high", "outside", "outside_low", "outside_high", "even", "likeness")),
         "## Every run", _markdown(made["runs"], (
             "dataset", "profile", "variant", "seed", "fold", "n", "accuracy", "balanced_accuracy", "ece",
             "train_accuracy", "val_accuracy", "seconds")),

@@ -30,7 +30,7 @@ SPLIT, FOLDS, ACROSS = "split", "folds", "across"
 PREVALENCE = 0.10  # at which a positive answer's worth is told, beside that of the test part
 DIGITS = 4  # published
 KEY = ["path", "slice_index"]
-MEASURES = ("hit", "chance", "gain", "outside", "likeness")  # see explain.measure
+MEASURES = ("hit", "chance", "gain", "outside", "even", "likeness")  # see explain.measure
 TARGETS = (  # set before the runs
     ("resnet50 from random weights or phantoms, accuracy", BASELINE, "accuracy", 0.70),
     ("improved without outside weights, accuracy", "improved", "accuracy", 0.80),
