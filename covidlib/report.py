@@ -140,10 +140,11 @@ def _baselines(runs_dir) -> list[list]:
 
 
 def _checklist() -> str:
-    """The checklists of reports/published as HTML; empty where covidlib is installed without them."""
+    """The checklists of reports/published as HTML without links; empty where covidlib is installed without them."""
     from nbconvert.filters import markdown2html
 
-    return markdown2html(CHECKLIST.read_text(encoding="utf-8")) if CHECKLIST.is_file() else ""
+    text = markdown2html(CHECKLIST.read_text(encoding="utf-8")) if CHECKLIST.is_file() else ""
+    return re.sub(r"</?a\b[^>]*>", "", text)  # the page leads to files beside it and nowhere else
 
 
 def _provenance(runs_dir) -> list[tuple[str, str]]:
