@@ -93,7 +93,7 @@ def test_even_attention_is_told_as_one(images):
     found = explain.attention_on_lesions(model, images, lesions)
     assert set(found) == {"attention_conv3", "attention_conv4", "attention_conv5"}
     for table in found.values():
-        assert table.gain[:3] == pytest.approx(1, rel=1e-4) and table[3:].isna().all(axis=None)
+        assert table.gain[:3].to_numpy() == pytest.approx(1, rel=1e-4) and table[3:].isna().all(axis=None)
         assert table.hit[:3].between(0, 1).all() and table.chance[:3].between(0, 1).all()
 
 

@@ -22,9 +22,14 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(home):
     """The weights, and what was printed when an interrupted making was gone on with."""
+    calls = []
+
     def interrupted(path, content):
+        """In the second epoch, when its row is written and its state is not."""
         write_atomically(path, content)
-        raise KeyboardInterrupt("killed")
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt("killed")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "write_atomically", interrupted)
