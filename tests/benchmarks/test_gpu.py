@@ -29,7 +29,7 @@ runpy.run_module("benchmarks.gpu", run_name="__main__")
 def test_the_whole_benchmark_runs_on_a_cpu_with_keras_numpy_and_one_backend(tmp_path, backend):
     pytest.importorskip(backend)
     missing = [*MISSING, *{"tensorflow", "jax", "torch"} - {backend}]
-    settings = ["--image-size", "32", "--coverage-size", "32", "--batch", "2", "--seconds", "0.1", "--budget", "20",
+    settings = ["--image-size", "32", "--coverage-size", "32", "--batch", "2", "--seconds", "0.1", "--budget", "60",
                 "--networks", "resnet50", "--precisions", "float32", "--results", tmp_path]
     done = subprocess.run([sys.executable, "-c", RUN, ",".join(missing), *map(str, settings)], cwd=ROOT,
                           capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": backend})
