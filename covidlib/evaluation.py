@@ -65,16 +65,6 @@ def ppv_at(sensitivity, specificity, prevalence):
     return right / (right + wrong) if right + wrong > 0 else np.nan
 
 
-def by_patient(predictions, classes):
-    """Predictions of whole patients, one row each: the mean of the probabilities of their slices.
-
-    A slice of an unknown patient stands for itself; a patient with slices of several labels counts once under each.
-    """
-    columns = [f"p_{name}" for name in classes]
-    table = predictions.assign(patient=statistics.fill_unknown(patient_names(predictions)))
-    return table.groupby(["patient", "label"], sort=True)[columns].mean().reset_index()
-
-
 def correct(predictions, classes):
     """bool (n,): whether the most probable class of each slice is the true one."""
     truth, predicted, _ = decide(predictions, classes)

@@ -38,8 +38,11 @@ def path(image_size, home=HOME):
 
 
 def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto"):
-    """Path of the weights for `image_size` pixels, which are made (a quarter of an hour at 96 px on 2 cores) where
-    they are missing. `<path>.csv` beside them tells the training. Resumed after the last finished epoch."""
+    """Path of the weights for `image_size` pixels, which are made where they are missing.
+
+    That takes 20 minutes at 96 px on 2 cores, and goes on after the last finished epoch. A table of the same name
+    (.csv) tells the training.
+    """
     from filelock import FileLock
 
     target = path(image_size, home)

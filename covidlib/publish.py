@@ -124,7 +124,7 @@ def page(made, rows):
     parts = [
         "# What the study found",
         "Made by `make publish` from the small files in `runs/`; anyone gets every figure again by "
-        "`python -m covidlib.publish --runs none`, without images and without training. Asked and laid down "
+        "`.venv/bin/python -m covidlib.publish --runs none`, without images and without training. Asked and laid down "
         "beforehand: [PROTOCOL.md](PROTOCOL.md); pilots: [pilots.csv](pilots.csv); every claim of the paper: "
         f"[claims.md](claims.md) ({told}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
         "Research software, not for diagnosis.",

@@ -19,11 +19,12 @@ from sklearn.metrics import f1_score
 
 from covidlib import calibration, evaluation, provenance, runs, shortcuts, splits, statistics
 from covidlib.checks import FEWEST
+from covidlib.claims import MECHANICS
 from covidlib.comparison import BASELINE
 from covidlib.files import write_atomically
 
 PROFILE, POSITIVE = "study", "covid"
-AS_MEASURED, MECHANICS, TOO_FEW = "as measured", "mechanics only", "too few patients"
+AS_MEASURED, TOO_FEW = "as measured", "too few patients"
 RECIPE = ("image_size", "epochs", "batch_size", "learning_rate", "augmentation", "weights_sha256")
 GROUP = "group-"  # of near-duplicates, which sarscov2-ct has for want of patients
 SPLIT, FOLDS, ACROSS = "split", "folds", "across"
