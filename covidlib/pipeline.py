@@ -11,10 +11,11 @@ class Batches(keras.utils.PyDataset):
     slices to use, all where it is None. With a `seed` the order is a permutation and the `augmenter` draws, both
     functions of seed, `epoch` and the slice's place in `images` alone; without one the order is that of `rows`.
     The slices are divided as evenly as can be, at most `batch_size` to a batch, so that no small last batch disturbs
-    batch normalisation.
+    batch normalisation. `mixup` above 0 mixes every slice and its label with another of its batch, in shares from
+    Beta(mixup, mixup) (https://arxiv.org/abs/1710.09412), drawn from seed, epoch and batch.
     """
 
-    def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None):
+    def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None, mixup=0.0):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
@@ -22,7 +23,8 @@ class Batches(keras.utils.PyDataset):
             raise ValueError("images and labels must be equally many. "
                              f"Received: {len(images)} images, {len(labels)} labels")
         self.images, self.labels = images, np.asarray(labels, np.float32)
-        self.batch_size, self.seed, self.epoch, self.augmenter = batch_size, seed, epoch, augmenter
+        self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
+        self.augmenter, self.mixup = augmenter, mixup
         order = np.arange(len(images)) if rows is None else np.asarray(rows)
         if seed is not None:
             order = np.random.default_rng([seed, epoch]).permutation(order)
@@ -37,7 +39,12 @@ class Batches(keras.utils.PyDataset):
         if self.augmenter is not None:
             pairs = zip(batch, chosen, strict=True)
             batch = np.stack([self.augmenter(image, self.epoch, int(n)) for image, n in pairs])
-        return batch[..., None], self.labels[chosen]
+        labels = self.labels[chosen]
+        if self.mixup:
+            rng = np.random.default_rng([self.seed, self.epoch, index])
+            partner, share = rng.permutation(len(chosen)), np.float32(rng.beta(self.mixup, self.mixup))
+            batch, labels = (share * own + (1 - share) * own[partner] for own in (batch, labels))
+        return batch[..., None], labels
 
 
 def feed(batches):

@@ -64,6 +64,7 @@ class Session:
         ready = self.folder / "finished"
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
+        self.trainer.optimizer.take_average(self.trainer.trainable_variables)
         self.model.save(ready / "model.keras")
         best = self.state["best_epoch"]
         if best is None:
@@ -84,7 +85,8 @@ class Session:
         peak, rise = self.parameters["learning_rate"], max(1, round(WARM_UP * steps))
         decay = keras.optimizers.schedules.CosineDecay
         schedule = decay(0.0, max(1, steps - rise), alpha=0.01, warmup_target=peak, warmup_steps=rise)
-        optimizer = AdamW(schedule, weight_decay=WEIGHT_DECAY)
+        average = self.parameters.get("average")
+        optimizer = AdamW(schedule, weight_decay=WEIGHT_DECAY, use_ema=bool(average), ema_momentum=average or 0.0)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         trainer = keras.Model(self.model.inputs, self.model.outputs[0])
         # XLA on TensorFlow halves the speed of this model on CPUs
@@ -106,7 +108,8 @@ class Session:
         seed, start = self.parameters["seed"], time.perf_counter()
         augmenter, validation = Augmenter(self.parameters["augmentation"], seed), self._batches("val")
         history = self.trainer.fit(
-            feed(self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter)),
+            feed(self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter,
+                               mixup=self.parameters.get("mixup", 0.0))),
             validation_data=feed(validation) if len(validation) else None,
             class_weight=self._class_weights() if self.parameters["class_weights"] else None,
             initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0,

@@ -24,8 +24,8 @@ __all__ = ["Run", "find_runs", "read_run", "train"]
 
 
 def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, seed, weights=None, precision="auto",
-          learning_rate=1e-3, class_weights=False, early_stopping=None, augmentation="paper", deterministic=True,
-          progress=True):
+          learning_rate=1e-3, class_weights=False, early_stopping=None, augmentation="paper", mixup=0.0, average=0.0,
+          deterministic=True, progress=True):
     """Train `variant` on the "train" rows of `source` and predict its "val" and "test" rows.
 
     Args:
@@ -39,6 +39,10 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         class_weights: weigh the loss of a class by the inverse of its share.
         early_stopping: None, or epochs without a lower val_loss after which to stop.
         augmentation: "paper", "mild", "none", or a dict for `augmentation.Augmenter`.
+        mixup: above 0, slices and labels are mixed, see `pipeline.Batches`.
+        average: above 0 and below 1, the weights that are saved and tested are the moving average over the steps
+            with this momentum (https://arxiv.org/abs/1803.05407 in its exponential form); history.csv tells those
+            of the moment.
         deterministic: same seed and machine, same weights byte for byte. On TensorFlow this stays switched
             on for the rest of the process.
 
@@ -51,6 +55,10 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
             raise ValueError(f"{name} must be a whole number from {least} up. Received: {name}={value!r}")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be above 0. Received: learning_rate={learning_rate!r}")
+    if not mixup >= 0:
+        raise ValueError(f"mixup must be 0 or above. Received: mixup={mixup!r}")
+    if not 0 <= average < 1:
+        raise ValueError(f"average must be from 0 to below 1. Received: average={average!r}")
     Augmenter(augmentation, seed)
     _check_data(source, images, image_size)
     _check_patience(early_stopping, source)
@@ -64,6 +72,7 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         "data_sha256": _data_sha256(source, images),
         "weights_sha256": _weights_sha256(weights, image_size),
     }
+    parameters |= {name: value for name, value in (("mixup", mixup), ("average", average)) if value}
     parameters = json.loads(json.dumps(parameters))  # as run.json will give them back
     run_dir = Path(run_dir)
     partial = run_dir.with_name(run_dir.name + ".partial")

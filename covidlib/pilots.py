@@ -1,0 +1,122 @@
+"""The runs by which the study's recipe was chosen, and its levers one by one: reports/published/pilots.csv.
+
+    python -m covidlib.pilots /folder/of/ucsd-covid-ct      # what is missing; about 5 minutes a run on a core
+
+ResNet50 learns from the training part of UCSD's official split and is judged on the validation part; the test part is
+taken away before. PROTOCOL.md says which runs came before the study. Needs runs/ucsd-covid-ct/study of notebook 00;
+runs lie in runs/pilots, and one that is there is not trained again.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from covidlib import datasets, evaluation, intake, pretraining, provenance, training
+from covidlib.files import write_atomically
+
+VARIANT, SEED, EPOCHS, LAST = "resnet50", 100, 15, 5
+CHOSEN = {"learning_rate": 1e-4, "augmentation": "paper", "weights": "phantom", "batch_size": 32, "image_size": 96,
+          "mixup": 0.0, "average": 0.0}
+PILOTS = (  # what differs from CHOSEN, in the order in which they were run
+    {"learning_rate": 3e-4},
+    {"learning_rate": 1e-3},
+    {"learning_rate": 1e-3, "weights": "none"},
+    {"learning_rate": 3e-4, "augmentation": "mild"},
+    {},
+    {"batch_size": 8},
+    {"weights": "none"},
+    {"learning_rate": 3e-5},
+    {"mixup": 0.2},
+    {"average": 0.98},
+    {"image_size": 160},
+)
+DIGITS = 4
+HOME = provenance.ROOT / "reports" / "published" / "pilots.csv"
+
+
+def open_ucsd(study, data_root, image_size):
+    """(source, images) of notebook 00's folder `study` without the test part; images uint8 (N, S, S), harmonised."""
+    source = datasets.open_saved(study, data_root)
+    images = intake.load_images(source, image_size, Path(study, "cache"))
+    kept = np.flatnonzero(source.manifest["split"] != "test")
+    return replace(source, manifest=source.manifest.iloc[kept].reset_index(drop=True)), images[kept]
+
+
+def folder_name(pilot):
+    """`resnet50_<rate>_<augmentation>_<weights>`, then whatever else differs from CHOSEN."""
+    recipe = CHOSEN | pilot
+    first = ("learning_rate", "augmentation", "weights")
+    more = (f"{name}-{value:g}" for name, value in pilot.items() if name not in first)
+    return "_".join([VARIANT, f"{recipe['learning_rate']:g}", recipe["augmentation"], recipe["weights"], *more])
+
+
+def run(pilot, source, images, home, epochs=EPOCHS):
+    """Train one of PILOTS in `home`, or find it there: its row of the table.
+
+    source: without test slices; images: uint8 (N, S, S) of the pilot's image_size. The weights of "phantom" are those
+    of CHOSEN's size at every size.
+    """
+    recipe = CHOSEN | pilot
+    folder = Path(home, folder_name(pilot), f"seed-{SEED}")
+    start = recipe["weights"]
+    if start == "phantom" and recipe["image_size"] != CHOSEN["image_size"]:
+        start = pretraining.make(CHOSEN["image_size"])
+    training.train(source, images, folder, VARIANT, epochs=epochs, seed=SEED, deterministic=False,
+                   **recipe | {"weights": start})
+    done = training.read_run(folder)
+    late = done.history.tail(LAST)
+    return {"variant": VARIANT, **recipe, "seed": SEED, "epochs": epochs, "val_slices": len(done.predictions),
+            "val_accuracy_last_5": late["val_accuracy"].mean(), "val_loss_last_5": late["val_loss"].mean(),
+            "train_accuracy": done.history["accuracy"].iloc[-1], **_answers(done.predictions, done.classes, "val"),
+            **_answers(flipped(done, images[source.manifest["split"] == "val"]), done.classes, "flips_val")}
+
+
+def flipped(run, images):
+    """The predictions of a run with the mean over every slice and its three flips: augmentation at test time.
+
+    images: uint8 (N, S, S), those that the rows of the run's predictions are about.
+    """
+    import keras
+
+    import covidlib.models  # noqa: F401  the layers that saved models name
+
+    model = keras.models.load_model(run.path / "model.keras", compile=False)
+    pictures = images[..., None].astype("float32")
+    scores = np.mean([model.predict(pictures[:, ::down, ::right], batch_size=64, verbose=0)
+                      for down in (1, -1) for right in (1, -1)], axis=0)
+    return run.predictions.assign(**{f"p_{name}": scores[:, k] for k, name in enumerate(run.classes)})
+
+
+def _answers(predictions, classes, name):
+    truth, predicted, scores = evaluation.decide(predictions, classes)
+    return {f"{name}_accuracy": np.mean(truth == predicted), f"{name}_auc": roc_auc_score(truth == 0, scores[:, 0])}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m covidlib.pilots", description=__doc__.split("\n")[0])
+    parser.add_argument("data_root", help="folder of ucsd-covid-ct")
+    parser.add_argument("--study", default=str(provenance.ROOT / "runs" / "ucsd-covid-ct" / "study"))
+    parser.add_argument("--home", default=str(provenance.ROOT / "runs" / "pilots"))
+    parser.add_argument("--table", default=str(HOME))
+    options = parser.parse_args(arguments)
+    rows = []
+    try:
+        for pilot in PILOTS:
+            opened = open_ucsd(options.study, options.data_root, (CHOSEN | pilot)["image_size"])
+            rows.append(run(pilot, *opened, options.home))
+            table = pd.DataFrame(rows).round(DIGITS).to_csv(index=False, lineterminator="\n")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_atomically(Path(options.table), table)
+    print(table, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
