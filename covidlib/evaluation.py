@@ -50,13 +50,29 @@ def confusion(predictions, classes):
 
 def roc(predictions, classes):
     """One-vs-rest ROC curves, long: class, fpr, tpr, threshold; a class without a curve is left out."""
+    return _curves(predictions, classes, ("fpr", "tpr", "threshold"), sk.roc_curve)
+
+
+def precision_recall(predictions, classes):
+    """One-vs-rest precision and recall, long: class, recall, precision, threshold; as `roc` else.
+
+    The last point of a class, recall 0 and precision 1, has no threshold.
+    """
+    def curve(truth, scores):
+        precision, recall, threshold = sk.precision_recall_curve(truth, scores)
+        return recall, precision, np.append(threshold, np.nan)
+
+    return _curves(predictions, classes, ("recall", "precision", "threshold"), curve)
+
+
+def _curves(predictions, classes, columns, curve):
     truth, _, scores = decide(predictions, classes)
-    curves = [pd.DataFrame(columns=["class", "fpr", "tpr", "threshold"])]
+    parts = [pd.DataFrame(columns=["class", *columns])]
     for k, name in enumerate(classes):
         if _both(truth == k):
-            fpr, tpr, threshold = sk.roc_curve(truth == k, scores[:, k])
-            curves.append(pd.DataFrame({"class": name, "fpr": fpr, "tpr": tpr, "threshold": threshold}))
-    return pd.concat(curves[1:] or curves, ignore_index=True)
+            found = curve(truth == k, scores[:, k])
+            parts.append(pd.DataFrame({"class": name} | dict(zip(columns, found, strict=True))))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def ppv_at(sensitivity, specificity, prevalence):

@@ -15,9 +15,8 @@ import seaborn as sns
 from .diagrams import figure2_fpn, figure3_attention
 
 __all__ = ["style", "save", "sheet", "figure1_augmentation", "figure2_fpn", "figure3_attention",
-           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "reliability", "comparison", "shortcuts",
-           "draw_reliability",
-           "table1", "table2", "new", "PAPER"]
+           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "precision_recall", "reliability",
+           "comparison", "shortcuts", "draw_reliability", "table1", "table2", "new", "PAPER"]
 
 # What the paper prints in its tables (sections 3.1 and 3.3).
 PAPER = {
@@ -161,6 +160,31 @@ def roc(curves, n):
              aspect="equal", ylim=(-0.02, 1.02), title=f"{best} (n = {n} slices)")
     axis.legend(loc="lower right", fontsize=9)
     return figure
+
+
+def precision_recall(curves, n):
+    """One curve per class against the rest, of `n` slices. curves: DataFrame class, recall, precision.
+
+    Dotted: a class's share of the slices, which answers at random would have.
+    """
+    figure, (axis,) = new(5.5, 5.2)
+    areas = {}
+    colors = sns.color_palette("colorblind")
+    for color, (name, part) in zip(colors, curves.groupby("class", sort=False), strict=False):
+        areas[name] = average_precision(part)
+        axis.step(part["recall"], part["precision"], where="pre", color=color,
+                  label=f"{name} (average precision {areas[name]:.3f})")
+        axis.axhline(part["precision"].iloc[0], color=color, linestyle=":", linewidth=1)
+    best = f"{max(areas, key=areas.get)} is found most precisely" if areas else "No class has a curve"
+    axis.set(xlabel="recall (sensitivity)", ylabel="precision (positive predictive value)", xlim=(-0.02, 1.02),
+             ylim=(-0.02, 1.02), title=f"{best} (n = {n} slices)")
+    axis.legend(loc="lower left", fontsize=9)
+    return figure
+
+
+def average_precision(curve):
+    """The precision of every step of a curve, weighted by its gain of recall; curve: recall falling, precision."""
+    return float(-np.sum(np.diff(curve["recall"]) * curve["precision"].to_numpy()[:-1]))
 
 
 def reliability(views):

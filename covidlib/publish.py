@@ -134,6 +134,7 @@ def page(made, rows):
         "![differences](figures/differences.png)",
         "## How good is it?", performance(made), "![accuracy](figures/accuracy.png)",
         "## What was wanted beforehand", _markdown(made["targets"]),
+        "![ROC, precision and recall](figures/discrimination.png)",
         "## Can the probabilities be believed?", "![reliability](figures/reliability.png)",
         "## Training", "![curves](figures/curves.png)",
         "## Where it looks", _markdown(made["explanations"], (

@@ -24,6 +24,7 @@ FIGURES = {  # name in figures/: number in the paper, caption
     "figure5_classified": ("Figure 5", "Test slices: predicted class, its probability, true class (§3.2)."),
     "figure6_confusion": ("Figure 6", "Confusion matrix of the test part: counts and recall (§3.2)."),
     "roc": ("Beside the paper", "Each class against the rest, test part."),
+    "precision_recall": ("Beside the paper", "Precision over recall, each class, test part; dotted: chance."),
     "comparison": ("Beside the paper", "Variants against ResNet-50 (§3.3)."),
     "audit_shortcuts": ("Audit", "Accuracy of classifiers without anatomy, before and after harmonisation."),
     "audit_views": ("Audit", "Slices as read, lungs outlined, and as the network sees them."),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_curve
 
 from covidlib import calibration, evaluation, provenance, runs, shortcuts, splits, statistics
 from covidlib.checks import FEWEST
@@ -237,8 +237,37 @@ def _summary(arm, conflicts):
     row["auc"], row["auc_low"], row["auc_high"] = (
         statistics.auc_interval(truth, _scores(arm), patients, first["fold"]) if _both_everywhere(first)
         else (np.nan,) * 3)
+    row["average_precision"] = np.mean([_precision(part) for table in tables for _, part in table.groupby("fold")])
     row["accuracy_without_conflicts"] = _rate(arm)[~first["path"].isin(conflicts).to_numpy()].mean()
     return row
+
+
+def _precision(table):
+    """Average precision for POSITIVE; NaN where every slice is, or none."""
+    truth = table["label"] == POSITIVE
+    return average_precision_score(truth, table[f"p_{POSITIVE}"]) if truth.nunique() == 2 else np.nan
+
+
+def curves(made):
+    """ROC, and precision over recall, for POSITIVE of every Arm: long, a row per point, mean over seeds and folds.
+
+    Scores of different trainings are not comparable, so curves are averaged, not slices pooled: sensitivity and
+    precision at a hundred and one false positive rates and recalls.
+    """
+    places, parts = np.linspace(0, 1, 101), []
+    for arm in filter(_may, made):
+        if POSITIVE not in arm.classes or not _both_everywhere(arm.on()[0]):
+            continue
+        sensitivity, precision = [], []
+        for part in (part for table in arm.on() for _, part in table.groupby("fold")):
+            truth, scores = part["label"] == POSITIVE, part[f"p_{POSITIVE}"]
+            fpr, tpr, _ = roc_curve(truth, scores)
+            own, recall, _ = precision_recall_curve(truth, scores)
+            sensitivity.append(np.interp(places, fpr, tpr))
+            precision.append(np.interp(places, recall[::-1], np.maximum.accumulate(own)[::-1]))
+        parts.append(pd.DataFrame(_head(arm) | {"place": places, "sensitivity": np.mean(sensitivity, axis=0),
+                                                "precision": np.mean(precision, axis=0)}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _both_everywhere(table):
@@ -435,8 +464,8 @@ def tables(folder):
     made = arms(found)
     whole, measured = summary(made, find_conflicts(folder)), baselines(folder)
     return {"runs": every_run(found), "summary": whole, "differences": differences(made),
-            "per_class": per_class(made), "reliability": reliability(made), "baselines": measured,
-            "targets": targets(whole, measured), "explanations": explanations(folder),
+            "per_class": per_class(made), "curves": curves(made), "reliability": reliability(made),
+            "baselines": measured, "targets": targets(whole, measured), "explanations": explanations(folder),
             "missing": missing(found)}
 
 

@@ -18,8 +18,10 @@ def draw(tables, found):
     drawn = {"accuracy": accuracy(slices, tables["baselines"])}
     if len(tables["differences"]):
         drawn["differences"] = differences(tables["differences"])
-    if (bins := _main_bins(tables["reliability"])) is not None:
-        drawn["reliability"] = reliability(*bins)
+    if (points := _main(tables["curves"])) is not None:
+        drawn["discrimination"] = discrimination(points)
+    if (bins := _main(tables["reliability"])) is not None:
+        drawn["reliability"] = reliability(bins)
     drawn["curves"] = curves(found)
     return drawn
 
@@ -88,27 +90,48 @@ def differences(table):
     return figure
 
 
-def _main_bins(table):
-    """(title, kind -> variant -> bins) of the two main networks: UCSD's folds, else its split, else the first set."""
+def _main(table):
+    """Rows of the two main networks in a table by Arm: UCSD's folds, else its split, else the first set's; or None."""
     table = table[table.variant.isin([study.BASELINE, "improved"])] if len(table) else table
     for wanted in ((UCSD, study.FOLDS), (UCSD, study.SPLIT), (None, study.SPLIT)):
         part = table[(table.protocol == wanted[1]) & (table.dataset == (wanted[0] or table.dataset))
                      & (table.profile == study.PROFILE)] if len(table) else table
         if len(part):
-            part = part[part.dataset == part.dataset.iloc[0]]
-            kinds = {kind: dict(list(own.groupby("variant", sort=False)))
-                     for kind, own in part.groupby("probabilities", sort=False)}
-            return _where(next(part.itertuples())), kinds
+            return part[part.dataset == part.dataset.iloc[0]]
     return None
 
 
-def reliability(where, kinds):
-    """Confidence against accuracy, a panel for each kind of probabilities (as trained, scaled)."""
+def discrimination(table):
+    """ROC, and precision over recall, of the two main networks. table: rows of study.curves."""
+    figure, (left, right) = new(10, 4.6, 1, 2)
+    areas = {}
+    for color, (variant, part) in zip(sns.color_palette("colorblind"), table.groupby("variant", sort=False),
+                                      strict=False):
+        areas[variant] = np.trapezoid(part["sensitivity"], part["place"])
+        left.plot(part["place"], part["sensitivity"], color=color, label=f"{variant}, area {areas[variant]:.3f}")
+        right.plot(part["place"], part["precision"], color=color, label=variant)
+    first = next(table.itertuples())
+    left.plot([0, 1], [0, 1], ":", color="grey", label="chance")
+    right.axhline(table["precision"].iloc[-1], linestyle=":", color="grey", label="chance")
+    left.set(xlabel="false positive rate (1 - specificity)", ylabel="sensitivity", title=f"n = {first.n} slices")
+    right.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)", ylim=(0, 1.02),
+              title="Precision falls to the share of ill slices")
+    for axis in (left, right):
+        axis.legend(fontsize=8, loc="lower right")
+    told = " and ".join(f"{area:.3f} ({variant})" for variant, area in areas.items())
+    figure.suptitle(f"{_where(first)}: area {told}, means over trainings", fontsize=12, fontweight="bold", x=0.01,
+                    ha="left")
+    return figure
+
+
+def reliability(table):
+    """Confidence against accuracy, a panel for each kind of probabilities. table: rows of study.reliability."""
+    kinds = dict(list(table.groupby("probabilities", sort=False)))
     figure, axes = new(4.8 * len(kinds), 4.4, 1, len(kinds))
-    for axis, (kind, networks) in zip(axes, kinds.items(), strict=True):
-        draw_reliability(axis, networks)
+    for axis, (kind, part) in zip(axes, kinds.items(), strict=True):
+        draw_reliability(axis, dict(list(part.groupby("variant", sort=False))))
         axis.set_title(kind)
-    figure.suptitle(where, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(_where(next(table.itertuples())), fontsize=12, fontweight="bold", x=0.01, ha="left")
     return figure
 
 

@@ -4,8 +4,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
-from covidlib import evaluation
+from covidlib import evaluation, figures
 
 CLASSES = ("covid", "viral", "normal")
 
@@ -78,6 +79,20 @@ def test_roc_and_auc_of_a_perfect_and_a_useless_score():
     assert list(curves.columns) == ["class", "fpr", "tpr", "threshold"]
     for name, curve in curves.groupby("class"):
         assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(found["per_class"][name]["auc"])
+
+
+def test_precision_and_recall_meet_scikit_learns_average():
+    rng = np.random.default_rng(1)
+    scores = rng.dirichlet([1, 1, 1], 300)
+    table = made_up(np.array(CLASSES)[np.arange(300) % 3], np.array(CLASSES)[np.arange(300) % 3]).assign(
+        **{f"p_{name}": scores[:, k] for k, name in enumerate(CLASSES)})
+    curves = evaluation.precision_recall(table, CLASSES)
+    assert list(curves.columns) == ["class", "recall", "precision", "threshold"]
+    for k, (name, curve) in enumerate(curves.groupby("class", sort=False)):
+        wanted = average_precision_score(table["label"] == name, scores[:, k])
+        assert figures.average_precision(curve) == pytest.approx(wanted)
+        assert curve["precision"].iloc[0] == pytest.approx(1 / 3) and curve["recall"].iloc[-1] == 0
+    assert evaluation.precision_recall(table[:0], CLASSES).empty
 
 
 def test_two_classes_share_one_auc():

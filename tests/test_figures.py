@@ -109,6 +109,14 @@ def test_roc_names_the_best_class():
     assert "covid (AUC 1.000)" in figure.axes[0].get_legend_handles_labels()[1]
 
 
+def test_precision_names_the_best_class_and_shows_chance():
+    curves = pd.DataFrame({"class": ["covid"] * 3 + ["viral"] * 3, "recall": [1, 1, 0] * 2,
+                           "precision": [0.5, 1, 1, 0.25, 0.5, 1]})
+    figure = figures.precision_recall(curves, 12)
+    assert texts(figure)[0] == "covid is found most precisely (n = 12 slices)"
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == [0.5, 0.25]
+
+
 def test_comparison_title_follows_the_intervals(compared):
     assert texts(figures.comparison(compared)) == [
         "improved scores highest", "Clearly different from resnet50: improved"]

@@ -105,6 +105,19 @@ def test_a_better_network_is_told_from_the_baseline_and_an_equal_one_is_not(tabl
     assert other.p_holm == pytest.approx(min(1, 2 * other.p_bootstrap))
 
 
+def test_curves_are_means_over_trainings(tables):
+    table, whole = tables["curves"], slices(tables["summary"])
+    for (protocol, variant), part in table.groupby(["protocol", "variant"]):
+        assert len(part) == 101 and part.sensitivity.is_monotonic_increasing and part.sensitivity.iloc[-1] == 1
+        if protocol == "folds":
+            area = np.trapezoid(part.sensitivity, part.place)
+            assert area == pytest.approx(whole.loc[(protocol, variant)].auc, abs=0.01)
+    better, worse = (whole.loc[("folds", name)].average_precision for name in ("improved", "resnet50"))
+    assert 0.5 < worse < better < 1
+    at_all = table[table.place == 1].precision
+    assert at_all.between(0.3, 0.7).all()  # the share of the positive slices
+
+
 def test_patients_are_told_beside_slices(tables):
     table = tables["summary"].set_index(["protocol", "variant", "unit"])
     whole, each = table.loc[("folds", "improved", "patient")], table.loc[("folds", "improved", "slice")]
@@ -223,7 +236,7 @@ def test_publishing_copies_what_is_small_and_names_no_folder(published):
 def test_published_again_from_the_copies_alone_it_is_the_same_to_the_byte(published):
     first = {path: path.read_bytes() for path in (published / "tables").iterdir()}
     study.write(published)
-    assert first == {path: path.read_bytes() for path in (published / "tables").iterdir()} and len(first) == 9
+    assert first == {path: path.read_bytes() for path in (published / "tables").iterdir()} and len(first) == 10
 
 
 def test_seven_digits_are_kept_of_what_is_sure(published, made_up):
