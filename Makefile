@@ -7,7 +7,7 @@ ON_ERROR ?= raise
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help env reproduce study publish test benchmark lab clean lock
+.PHONY: help env reproduce study publish test benchmark lab app clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -59,6 +59,9 @@ benchmark: env ## this machine's figures into benchmarks/, 40 minutes; frontier:
 
 lab: env ## JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_data.ipynb
+
+app: env ## the scan viewer as a page of its own; prints its address
+	@$(BIN)/python -m covidlib.app.serve
 
 lock: env ## resolve requirements.lock and environment.yml anew (needs uv)
 	$(BIN)/python workflow/lock.py

@@ -9,16 +9,12 @@ all logits share, so that is taken off: a map says what speaks for a class rathe
 from pathlib import Path
 
 import joblib
-import keras
 import numpy as np
 import pandas as pd
-from keras import ops
 from scipy import ndimage
 from skimage.transform import resize
 
 from covidlib import datasets, harmonise, intake, pretraining
-from covidlib.models import VARIANTS
-from covidlib.models.weights import initialise
 
 ALL = "all levels"
 SEED = 2000  # of the phantoms that explanations are held against: no training draws it
@@ -28,6 +24,8 @@ NEAR = 3 / 96  # of the side: how far from a lesion a hit may lie; maps are coar
 
 def explains(variant):
     """Whether the maps of a variant stand for it: those on ResNet-50, the others are there for their accuracy."""
+    from covidlib.models import VARIANTS
+
     return VARIANTS[variant]["backbone"] == "resnet50"
 
 
@@ -44,6 +42,9 @@ def class_maps(model, images, classes, batch_size=64):
     images: uint8 (N, S, S); classes: int (N,), the class to explain for each. Over all levels and places the maps sum
     to the logit less the mean of all logits, bias left out. ALL is their sum at the finest size.
     """
+    import keras
+    from keras import ops
+
     names = levels(model)
     kernel = ops.convert_to_numpy(model.get_layer("logits").kernel)
     kernel = kernel - kernel.mean(axis=1, keepdims=True)
@@ -122,6 +123,9 @@ def attention_on_lesions(model, images, lesions, batch_size=32):
     chance: the share of such keys; gain: their attention on keys, weighted by the keys' share of lesion, over the mean
     share of all keys (1: even attention).
     """
+    import keras
+    from keras import ops
+
     blocks = [layer.name.removesuffix("_weights") for layer in model.layers if layer.name.endswith("_weights")]
     found = {}
     for block in blocks:
@@ -149,6 +153,10 @@ def randomised(model):
 
     Adebayo et al., https://arxiv.org/abs/1810.03292.
     """
+    import keras
+
+    from covidlib.models.weights import initialise
+
     copy = keras.models.clone_model(model)
     initialise(copy, seed=1)
     return copy
@@ -182,6 +190,10 @@ def measure_run(run, name, manifest, images, lesions, lungs):
 
     manifest: the rows of `images`; each slice is explained for its true class.
     """
+    import keras
+
+    import covidlib.models  # noqa: F401  the layers that saved models name
+
     model = keras.models.load_model(run.path / "model.keras", compile=False)
     table = measure(model, images, manifest["label"].map(run.classes.index).to_numpy(), lesions, lungs)
     facts = manifest[["path", "slice_index", "patient", "label"]].iloc[table.pop("row")].reset_index(drop=True)

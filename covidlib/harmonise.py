@@ -65,6 +65,21 @@ def place(mask, size, lungs):
     return _resize(_reduce(mask * WHITE, hull(lungs)), size) > 127
 
 
+def square(image, lungs=None):
+    """The square of an image that `harmonise` shows: (top, left, side) in its pixels, None where it shows nothing.
+
+    Side and place are fractions of pixels, and the square may reach beyond the image; arguments as in `harmonise`.
+    """
+    lungs = lung_mask(image) if lungs is None else lungs
+    kept = hull(lungs) if lungs.any() else body_mask(image)
+    if not kept.any():
+        return None
+    rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
+    height, width = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
+    side = max(height, width) * ACROSS / (ACROSS - 2 * RIM)
+    return float(rows[0] + (height - side) / 2), float(columns[0] + (width - side) / 2), float(side)
+
+
 def _reduce(picture, kept):
     """What is `kept` of a picture, uint8 (H, W), and nothing around it: uint8 (ACROSS, ACROSS), with a black rim."""
     rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))

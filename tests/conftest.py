@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,3 +23,32 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("no real CT images beside this checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory, repository):
+    """A folder with notebooks/app.ipynb, and data/phantom and runs/phantom/tiny of two networks of one epoch.
+
+    What they answer does not matter; they are exported.
+    """
+    root = tmp_path_factory.mktemp("checkout")
+    import numpy as np
+
+    from covidlib import answers, datasets, intake, splits, training
+
+    home, phantoms = root / "runs" / "phantom" / "tiny", root / "data" / "phantom" / "tiny"
+    source = datasets.load("phantom", phantoms, [12, 9, 12], seed=0)
+    source, _ = intake.take_in(source, 32, home / "cache")
+    manifest, _ = splits.assign(source.manifest, 0)
+    source = datasets.replace(source, manifest=manifest)
+    datasets.save(source, home)
+    images = intake.load_images(source, 32, home / "cache")
+    for variant in ("resnet50", "improved"):
+        run_dir = home / variant / "seed-0"
+        training.train(source, np.array(images), run_dir, variant, image_size=32, epochs=1, batch_size=16, seed=0,
+                       precision="float32", deterministic=False, progress=False)
+        answers.make(run_dir)
+    (root / "reports" / "published" / "runs").mkdir(parents=True)
+    (root / "notebooks").mkdir()
+    shutil.copy(repository / "notebooks" / "app.ipynb", root / "notebooks")
+    return root

@@ -1,5 +1,5 @@
-"""The scan viewer of notebooks/app.ipynb: ipywidgets views over the library, no algorithm of their own."""
+"""The app of notebooks/app.ipynb: ipywidgets views over the library, no algorithm of their own."""
 
-from covidlib.app.viewer import Viewer
+from covidlib.app.shell import App
 
-__all__ = ["Viewer"]
+__all__ = ["App"]

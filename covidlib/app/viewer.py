@@ -1,116 +1,471 @@
-"""Look at a scan, and at what a trained network says of it."""
+"""A scan, slice by slice, and what two trained networks say of it."""
 
 import html
-import io
-import tempfile
 from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from covidlib import ct, harmonise, predict, volumes
+from covidlib import ct, doubts, explain, harmonise, lungs, predict, scans
+from covidlib.app import networks
+from covidlib.app.widgets import Files, Picture, fill
+from covidlib.app.work import Job, Latest
 
-WINDOWS = {"lung (-600, 1500)": (-600, 1500), "mediastinum (40, 400)": (40, 400), "bone (400, 1800)": (400, 1800)}
-SIDE = 384  # of the picture shown, pixels
+WINDOWS = {"lung": (-600, 1500), "mediastinum": (40, 400), "bone": (400, 1800), "of my own": None}
+SIDE = 512  # of a picture that is shown, pixels
+ALONE = "the slice alone"
+MOST = 20  # suspicious slices that are listed
+ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
+WIDE = widgets.Layout(width="100%", min_width="0")
 
 
 class Viewer:
-    """A scan viewer as one widget, `viewer.view`.
+    """The page "Scan" as one widget, `viewer.view`.
 
-    models: name -> path of a run directory's model.keras, asked in turn by the user.
-    gallery: name -> path of a file that can be looked at without uploading one.
-
-    An upload is written to a temporary folder, read, and removed at once. Whatever window the picture is
-    shown in, the network gets the lung window it was trained on.
+    home: folder of runs, whose networks can be asked; phantoms: folder of drawn slices that can be looked at, and that
+    a first pair of networks is trained on; both may be missing. Uploads lie in a temporary folder of this process.
     """
 
-    def __init__(self, models, gallery):
-        self.models, self.gallery, self._loaded = models, gallery, {}
-        self.title, self.scan, self.slices = "", None, None
-        self.upload = widgets.FileUpload(accept="", multiple=False, description="Open a scan")
-        self.example = widgets.Dropdown(options=["", *gallery], description="Example")
-        self.model = widgets.Dropdown(options=list(models), description="Network")
-        self.position = widgets.IntSlider(min=0, max=0, description="Slice")
-        self.window = widgets.Dropdown(options=list(WINDOWS), description="Window")
-        self.picture = widgets.Image(format="png", width=SIDE, height=SIDE)
-        self.answer = widgets.HTML()
-        self.message = widgets.HTML()
-        self.upload.observe(self._on_upload, "value")
-        self.example.observe(self._on_example, "value")
-        for control in (self.model, self.position, self.window):
-            control.observe(lambda change: self.show(), "value")
-        controls = widgets.VBox([self.upload, self.example, self.model, self.position, self.window, self.answer])
-        notice = widgets.HTML(f"<strong>{predict.NOTICE}</strong>")
-        self.view = widgets.VBox([notice, self.message, widgets.HBox([self.picture, controls])])
-        if not models:
-            self._say("No trained network yet: run notebook 03_training, then this notebook again.")
+    def __init__(self, home, phantoms):
+        self.home, self.phantoms = Path(home), Path(phantoms)
+        self.scan, self.found, self.asked, self.file_doubts, self._scans = None, {}, [], {}, []
+        self.series, self._job, self._loading = None, None, None
+        self._painter = Latest(self._paint, self._failed)
+        self._build()
+        self._refresh_networks()
 
-    def open(self, path, title=None):
-        """Read a scan of one or several slices and show its middle one; a message where it cannot be read."""
-        try:
-            scan, holds_hu = self._read(path)
-        except (ct.ReadError, FileNotFoundError) as error:
-            self._say(str(error))
-            return
-        self.title, self.scan = title or Path(path).name, scan
-        self.slices = ct.apply_window(scan) if holds_hu else scan
-        self.window.disabled = not holds_hu
-        self.message.value = ""
-        self.position.max = len(scan) - 1
-        self.position.value = len(scan) // 2
-        self.show()
+    # the page
 
-    def _read(self, path):
-        """float32 HU or uint8 grey (D, H, W), and which of the two it is."""
-        if ct.sniff(path) in ("dicom", "nifti"):
-            try:
-                return volumes.read_volume(path), True
-            except ct.ReadError:  # some headers say nothing of HU: then grey values are shown as they are
-                pass
-        return np.stack([ct.read_slice(path, index) for index in range(ct.count_slices(path))]), False
+    def _build(self):
+        self.files = Files(self._on_upload, self._say, label="Open files (PNG, JPEG, TIFF, DICOM, NIfTI, or a zip) ")
+        self.gallery = self._dropdown("Or a phantom", [("", None)])
+        self.chosen = self._dropdown("Scan", [("", None)])
+        self.network = self._dropdown("Networks", [("", None)])
+        self.position = widgets.IntSlider(min=1, max=1, description="Slice", layout=WIDE)
+        self.window = self._dropdown("Window", [(_window_name(name), name) for name in WINDOWS])
+        self.centre = widgets.IntText(-600, description="Centre, HU", layout=WIDE)
+        self.width = widgets.BoundedIntText(1500, min=1, max=8000, description="Width, HU", layout=WIDE)
+        self.overlay = self._dropdown("Overlay", [ALONE])
+        self.explained = self._dropdown("Speaking for", [""])
+        self.opacity = widgets.FloatSlider(0.6, min=0, max=1, step=0.05, description="Opacity", layout=WIDE)
+        self.message, self.status, self.facts = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.panels = [Panel(self._on_place), Panel(self._on_place)]
+        self.first = widgets.Button(description="Make two networks from phantoms", layout=widgets.Layout(width="auto"))
+        self.ask = widgets.Button(description="Ask about every slice", layout=widgets.Layout(width="auto"))
+        self.cancel = widgets.Button(description="Cancel", layout=widgets.Layout(display="none"))
+        self.progress = widgets.FloatProgress(max=1, layout=widgets.Layout(width="100%", display="none"))
+        self.patient = widgets.HTML()
+        self.suspicious = widgets.Select(options=[], rows=8, description="Slices", layout=_hidden())
+        self.save_table = widgets.Button(description="Save the table (CSV)", layout=_hidden())
+        self.save_picture = widgets.Button(description="Save the pictures (PNG)", layout=widgets.Layout(width="auto"))
+        for control in (self.position, self.centre, self.width, self.overlay, self.explained, self.opacity):
+            control.observe(lambda _: self._painter.request(), "value")
+        self.window.observe(self._on_window, "value")
+        self.gallery.observe(self._on_gallery, "value")
+        self.chosen.observe(self._on_chosen, "value")
+        self.network.observe(self._on_network, "value")
+        self.suspicious.observe(self._on_suspicious, "value")
+        self.first.on_click(lambda _: self._start(self._make_first))
+        self.ask.on_click(lambda _: self._start(self._ask_series))
+        self.cancel.on_click(lambda _: self._job and self._job.cancel())
+        self.save_table.on_click(self._on_save_table)
+        self.save_picture.on_click(self._on_save_picture)
+        source = widgets.VBox([self.files, self.gallery, self.chosen, self.network, self.position])
+        pictures = widgets.HBox([panel.view for panel in self.panels], layout=widgets.Layout(flex_flow="row wrap"))
+        controls = widgets.VBox([self.window, self.centre, self.width, self.overlay, self.explained, self.opacity,
+                                 self.facts])
+        grid = widgets.Box([source, pictures, controls])
+        for box, name in ((grid, "scan"), (source, "source"), (pictures, "pictures"), (controls, "controls")):
+            box.add_class(f"covidlib-{name}")
+        series = widgets.VBox([widgets.HTML("<h2>The whole scan</h2>"),
+                               widgets.HBox([self.ask, self.save_table, self.save_picture], layout=ROW),
+                               self.patient, self.suspicious])
+        self.view = widgets.VBox([
+            self.message, widgets.HBox([self.status, self.first, self.cancel], layout=ROW), self.progress,
+            grid, series])
+        self._fill_gallery()
 
-    def show(self):
-        """Draw the chosen slice in the chosen window, and the chosen network's answer to it."""
-        if self.scan is None:
-            return
-        index = self.position.value
-        if self.window.disabled:
-            grey = self.slices[index]
-        else:
-            grey = ct.apply_window(self.scan[index], WINDOWS[self.window.value])
-        buffer = io.BytesIO()
-        Image.fromarray(ct.fit_square(grey, SIDE)).save(buffer, "png")
-        self.picture.value = buffer.getvalue()
-        self.picture.alt = f"slice {index + 1} of {len(self.scan)} of {self.title}"
-        self.answer.value = self._answer(self.slices[index])
+    @staticmethod
+    def _dropdown(description, options):
+        return widgets.Dropdown(options=options, description=description, layout=WIDE)
 
-    def probabilities(self, image):
-        """Class name -> probability of one uint8 slice (H, W) in the lung window, by the chosen network."""
-        name = self.model.value
-        if name not in self._loaded:
-            self._loaded[name] = predict.load(self.models[name])
-        model, classes = self._loaded[name]
-        batch = harmonise.harmonise(image, model.input_shape[1])[0].astype("float32")[None, ..., None]
-        return dict(zip(classes, np.asarray(model(batch, training=False))[0].tolist(), strict=True))
-
-    def _answer(self, image):
-        if not self.models:
-            return ""
-        rows = "".join(f"<tr><td>{html.escape(name)}</td><td><meter min=0 max=1 value={p:.3f}></meter></td>"
-                       f"<td>{p:.3f}</td></tr>" for name, p in self.probabilities(image).items())
-        return f"<p>{html.escape(self.title)}, answered by {html.escape(self.model.value)}</p><table>{rows}</table>"
-
-    def _on_example(self, change):
-        if change["new"]:
-            self.open(self.gallery[change["new"]], change["new"])
-
-    def _on_upload(self, change):
-        for file in change["new"]:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "scan")
-                path.write_bytes(file["content"])
-                self.open(path, file["name"])
+    def _fill_gallery(self):
+        files = sorted(self.phantoms.rglob("*.dcm"))
+        some = files[:: max(1, len(files) // 30)]
+        fill(self.gallery, [("", None), *((path.relative_to(self.phantoms).as_posix(), path) for path in some)], None)
 
     def _say(self, text):
-        self.message.value = f'<p role="alert">{html.escape(text)}</p>'
+        self.message.value = f'<p role="alert">{html.escape(text)}</p>' if text else ""
+
+    def _tell(self, text):
+        self.status.value = f'<p role="status">{html.escape(text)}</p>' if text else ""
+
+    def _failed(self, error):
+        if isinstance(error, ct.ReadError):  # its path may be that of a temporary folder
+            self._say(f"{Path(error.path).name}: {error.what}. {error.mend}.")
+        else:
+            self._say(str(error) or type(error).__name__)
+
+    # networks
+
+    def _refresh_networks(self):
+        self.found = networks.find(self.home)
+        self.first.layout.display = "none" if self.found else ""
+        made = [name for name, run_dirs in self.found.items() if all(map(networks.is_made, run_dirs))]
+        fill(self.network, [(name, name) for name in self.found] or [("none yet", None)],
+             next(iter([*made, *self.found]), None))
+        if not self.found:
+            self._tell("No trained network yet, and nothing is answered without one. Two can be made here from "
+                       "phantoms, in about ten minutes; they will know phantoms and nothing of patients.")
+
+    def _on_network(self, _):
+        run_dirs = self.found.get(self.network.value)
+        if run_dirs:
+            self._loading = Job(lambda job: self._load(run_dirs), self._failed)
+
+    def _load(self, run_dirs):
+        self._tell("Making the networks ready (half a minute, the first time) ...")
+        try:
+            loaded = [networks.load(run_dir) for run_dir in run_dirs]
+        finally:
+            self._tell("")
+        if run_dirs != self.found.get(self.network.value):
+            return  # another choice was made meanwhile
+        self.asked, self.series = loaded, None
+        levels = dict.fromkeys(level for network in loaded for level in network.levels)
+        blocks = dict.fromkeys(block["name"] for network in loaded for block in network.blocks)
+        overlays = [(ALONE, ALONE), ("Grad-CAM, all levels", explain.ALL), *((_level_name(one), one) for one in levels),
+                    *((f"attention of {one.removeprefix('attention_')}, from the place chosen", one)
+                      for one in blocks)]
+        known = [value for _, value in overlays]
+        fill(self.overlay, overlays, self.overlay.value if self.overlay.value in known else ALONE)
+        fill(self.explained, [("the answer", ""), *((name, name) for name in loaded[0].classes)], "")
+        self._painter.request()
+
+    def _make_first(self, job):
+        def progress(share, what):
+            self.progress.value = share
+            self._tell(f"{what}: {share:.0%} of the way")
+
+        done = networks.make_first(self.home, self.phantoms / "app", job, progress)
+        self._tell("" if done else "Cancelled; begun again it goes on where it was.")
+        self._fill_gallery()
+        if done:
+            self._refresh_networks()
+
+    def _start(self, work):
+        if self._job and self._job.running:
+            return
+        self._say("")
+        for widget in (self.cancel, self.progress):
+            widget.layout.display = ""
+        self.progress.value = 0
+
+        def run(job):
+            try:
+                work(job)
+            finally:
+                for widget in (self.cancel, self.progress):
+                    widget.layout.display = "none"
+
+        self._job = Job(run, self._failed)
+
+    # scans
+
+    def open(self, path):
+        """Look at a file or folder: its first scan, the others in `chosen`; a message where none can be read."""
+        path = Path(path)
+        try:
+            if path.is_dir():
+                self._open_folder(path)
+            else:
+                self._take([scans.of_file(path)], [])
+        except (ct.ReadError, FileNotFoundError, ValueError) as error:
+            self._failed(error)
+
+    def _on_upload(self, folder):
+        def read(job):
+            self._tell("Reading ...")
+            try:
+                archives = [path for path in folder.iterdir() if path.suffix.lower() == ".zip"]
+                for archive in archives:
+                    scans.unpack(archive, folder / f"{archive.stem} (unpacked)")
+                    archive.unlink()
+                self._open_folder(folder)
+            finally:
+                self._tell("")
+
+        self._job = Job(read, self._failed)
+
+    def _open_folder(self, folder):
+        self._take(*scans.find(folder))
+
+    def _take(self, found, problems):
+        told = [f"{Path(one.path).name}: {one.what}." for one in problems[:5]]
+        more = f" And {len(problems) - 5} more." if len(problems) > 5 else ""
+        self._say(f"{len(problems)} files cannot be used. " + " ".join(told) + more if problems else "")
+        if not found:
+            if not problems:
+                self._say("There is no file in it.")
+            return
+        self._scans = found
+        fill(self.chosen, [(f"{scan.title} ({len(scan)})", number) for number, scan in enumerate(found)], 0)
+
+    def _on_gallery(self, change):
+        if change["new"]:
+            self.open(change["new"])
+
+    def _on_chosen(self, change):
+        if change["new"] is not None and self._scans[change["new"]] is not self.scan:
+            self._choose(self._scans[change["new"]])
+
+    def _choose(self, scan):
+        try:
+            is_hu = scan.is_hu
+        except (ct.ReadError, OSError) as error:
+            self._failed(error)
+            return
+        self.scan, self.series, self.file_doubts = scan, None, {}
+        for control in (self.window, self.centre, self.width):
+            control.disabled = not is_hu
+        self.patient.value = ""
+        self.suspicious.layout.display = self.save_table.layout.display = "none"
+        facts = "".join(f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value[:200])}</td></tr>"
+                        for name, value in scan.facts.items())
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in scan.notes)
+        self.facts.value = f'<table class="covidlib-facts">{facts}</table>{notes}'
+        with self.position.hold_trait_notifications():
+            self.position.max = len(scan)
+            self.position.value = len(scan) // 2 + 1
+        self._painter.request()
+
+    # a slice
+
+    def _on_window(self, change):
+        if WINDOWS[change["new"]]:
+            self.centre.value, self.width.value = WINDOWS[change["new"]]
+
+    def _on_place(self, place):
+        for panel in self.panels:
+            panel.picture.place = place
+        self._painter.request()
+
+    def _paint(self):
+        scan, index = self.scan, self.position.value - 1
+        if scan is None or index >= len(scan):
+            return
+        shown = scan.picture(index, (self.centre.value, self.width.value))
+        seen = Seen(scan.picture(index))
+        about = f"slice {index + 1} of {len(scan)} of {scan.title}"
+        path = scan.slices[index][0]
+        if path not in self.file_doubts:
+            self.file_doubts[path] = doubts.of_file(path)
+        for panel, network in zip(self.panels, [*self.asked, None, None], strict=False):
+            panel.show(shown, seen, network, about, self.file_doubts[path], overlay=self.overlay.value,
+                       k=self.explained.value, opacity=self.opacity.value, alone=network is None and bool(self.asked))
+
+    # the whole scan
+
+    def _ask_series(self, job):
+        scan, asked = self.scan, list(self.asked)
+        if scan is None or not asked:
+            self._say("Open a scan first." if asked else "There is no network to ask.")
+            return
+        sizes = sorted({network.image_size for network in asked})
+        pictures, kept, problems = {size: [] for size in sizes}, [], []
+        for index in range(len(scan)):
+            if job.cancelled:
+                self._tell("Cancelled.")
+                return
+            try:
+                picture = scan.picture(index)
+            except ct.ReadError as error:
+                problems.append(error)
+                continue
+            lung = lungs.lung_mask(picture)
+            for size in sizes:
+                pictures[size].append(harmonise.harmonise(picture, size, lung)[0])
+            kept.append((index, bool(lung.any())))
+            self.progress.value = 0.8 * (index + 1) / len(scan)
+            self._tell(f"{index + 1} of {len(scan)} slices read")
+        tables = {}
+        for number, network in enumerate(asked):
+            scores = network.probabilities(np.stack(pictures[network.image_size])) if kept else np.zeros((0, 2))
+            tables[network.variant] = scores
+            self.progress.value = 0.8 + 0.2 * (number + 1) / len(asked)
+        self._tell("")
+        if problems:
+            self._say(f"{len(problems)} slices could not be read: {problems[0]}")
+        if kept and scan is self.scan:
+            self._show_series(scan, asked, tables, kept)
+
+    def _show_series(self, scan, asked, tables, kept):
+        main = asked[-1]
+        names = [f"{Path(scan.slices[index][0]).name}{'' if lung else ', no lung found'}" for index, lung in kept]
+        table = scans.summary(tables[main.variant], [index + 1 for index, _ in kept], names, main.classes)
+        with_lung = np.array([lung for _, lung in kept])
+        used = with_lung if with_lung.any() else np.ones(len(kept), bool)
+        rows = []
+        for network in asked:
+            mean = tables[network.variant][used].mean(axis=0)
+            rows.append(f"<tr><th scope=row>{html.escape(network.variant)}</th>"
+                        + "".join(f"<td>{value:.2f}</td>" for value in mean) + "</tr>")
+        heads = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in main.classes)
+        left = len(kept) - used.sum()
+        self.patient.value = (
+            f"<table><caption>Mean over {used.sum()} slices"
+            + (f", {left} without lung left out" if left else "")
+            + f"</caption><tr><th scope=col>network</th>{heads}</tr>{''.join(rows)}</table>"
+            f"<p>By {html.escape(main.variant)}, those first that it calls least {html.escape(main.classes[-1])}:</p>")
+        rows = {index + 1: row for row, (index, _) in enumerate(kept)}
+        for network in asked[:-1]:
+            others = tables[network.variant][[rows[number] for number in table["slice"]]]
+            table[[f"p_{name} ({network.variant})" for name in network.classes]] = others
+        self.series = table
+        self.suspicious.options = [
+            (f"slice {row['slice']}: {row['predicted']}, {row['suspicion']:.2f} not {main.classes[-1]} ({row['name']})",
+             row["slice"]) for row in table.head(MOST).to_dict("records")]
+        self.suspicious.layout.display = self.save_table.layout.display = ""
+
+    def _on_suspicious(self, change):
+        if change["new"]:
+            self.position.value = int(change["new"])
+
+    def _on_save_table(self, _):
+        if self.series is not None:
+            text = f"# {predict.NOTICE}\n" + self.series.to_csv(index=False)
+            self.files.save("slices.csv", text.encode(), "text/csv")
+
+    def _on_save_picture(self, _):
+        for panel in self.panels:
+            if panel.picture.png:
+                self.files.save(f"slice-{self.position.value}-{panel.name}.png", bytes(panel.picture.png), "image/png")
+
+
+class Seen:
+    """A slice in the lung window, uint8 (H, W), its lungs and body, and the square of it that networks see."""
+
+    def __init__(self, picture):
+        self.picture = picture
+        self.body, self.lungs = lungs.segment(picture)
+        self.square = harmonise.square(picture, self.lungs)
+
+    def harmonised(self, size):
+        return harmonise.harmonise(self.picture, size, self.lungs)[0]
+
+
+class Panel:
+    """One network's picture and answer."""
+
+    def __init__(self, on_place):
+        self.picture, self.answer, self.name = Picture(), widgets.HTML(), "slice"
+        self.picture.observe(lambda change: on_place(change["new"]), "place")
+        self.view = widgets.VBox([self.picture, self.answer],
+                                 layout=widgets.Layout(flex="1 1 300px", min_width="0", max_width=f"{SIDE + 20}px"))
+
+    def show(self, shown, seen, network, about, file_doubts, overlay, k, opacity, alone):
+        """shown: uint8 (H, W); seen: Seen; network: an Answerer or None; alone: hide the panel, another is enough."""
+        self.view.layout.display = "none" if alone else ""
+        if network is None:
+            self.answer.value = ""
+            self.picture.show(ct.fit_square(shown, SIDE), about)
+            return
+        image = seen.harmonised(network.image_size)
+        answer = network(image)
+        best = int(answer.probabilities.argmax())
+        k = network.classes.index(k) if k in network.classes else best
+        heat, told = _heat(answer, overlay, k, self._place(shown, seen), image.shape[0])
+        picture = _blend(shown, seen.square, heat, opacity) if heat is not None else ct.fit_square(shown, SIDE)
+        self.name = network.variant
+        self.picture.clickable = overlay.startswith("attention")
+        self.picture.show(picture, f"{about}, {told}, {network.variant} answers {network.classes[best]}")
+        self.answer.value = _answer(network, answer, told, [*file_doubts, *doubts.of_slice(
+            seen.picture, seen.lungs, seen.body, image, network.typical)])
+
+    def _place(self, shown, seen):
+        """The place that was chosen, (row, column) in 0..1 of the network's square; its middle where none was."""
+        if len(self.picture.place) != 2 or seen.square is None:
+            return 0.5, 0.5
+        height, width = shown.shape
+        side, (top, left, own) = max(height, width), seen.square
+        row = (self.picture.place[0] * side - (side - height) // 2 - top) / own
+        column = (self.picture.place[1] * side - (side - width) // 2 - left) / own
+        return float(np.clip(row, 0, 0.999)), float(np.clip(column, 0, 0.999))
+
+
+def _heat(answer, overlay, k, place, size):
+    """(float32 (size, size) in 0..1 or None, in words what it is)."""
+    network = answer.answerer
+    if overlay == ALONE:
+        return None, "the slice alone"
+    if overlay.startswith("attention"):
+        if overlay not in answer.attention:
+            return None, "no attention in this network"
+        weights = answer.related(overlay, place, size)
+        return weights / max(weights.max(), 1e-9), f"what {overlay} relates to the place chosen"
+    if overlay != explain.ALL and overlay not in answer.maps:
+        return None, "no such level in this network"
+    values = np.maximum(answer.heat(overlay, k, size), 0)
+    return values / max(values.max(), 1e-9), f"what speaks for {network.classes[k]} ({_level_name(overlay)})"
+
+
+def _blend(shown, square, heat, opacity):
+    """uint8 (SIDE, SIDE, 3): heat over the square of the slice that the network sees, its rim drawn."""
+    from matplotlib import colormaps
+
+    height, width = shown.shape
+    side = max(height, width)
+    grey = ct.fit_square(shown, SIDE).astype(np.float32)[..., None].repeat(3, axis=2)
+    if square is None:
+        return grey.astype(np.uint8)
+    scale = SIDE / side
+    top = (square[0] + (side - height) // 2) * scale
+    left = (square[1] + (side - width) // 2) * scale
+    own = max(1, round(square[2] * scale))
+    values = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((own, own), Image.Resampling.BILINEAR))
+    layer = np.zeros((SIDE, SIDE), np.float32)
+    rows, columns = (slice(max(0, round(start)), min(SIDE, round(start) + own)) for start in (top, left))
+    layer[rows, columns] = values[rows.start - round(top) : rows.stop - round(top),
+                                  columns.start - round(left) : columns.stop - round(left)]
+    layer = np.clip(layer, 0, 1)
+    share = opacity * np.sqrt(layer)[..., None]
+    mixed = (1 - share) * grey + share * 255 * colormaps["inferno"](layer)[..., :3]
+    for line in ((rows.start, columns), (rows.stop - 1, columns), (rows, columns.start), (rows, columns.stop - 1)):
+        mixed[line] = (120, 170, 255)
+    return mixed.astype(np.uint8)
+
+
+def _answer(network, answer, told, found):
+    best = int(answer.probabilities.argmax())
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(name)}</th><td><meter min=0 max=1 value={p:.3f} "
+        f'aria-label="probability of {html.escape(name, quote=True)}">{p:.0%}</meter></td>'
+        f"<td>{'<strong>' if k == best else ''}{p:.1%}{'</strong>' if k == best else ''}</td></tr>"
+        for k, (name, p) in enumerate(zip(network.classes, answer.probabilities, strict=True)))
+    known = network.calibration_error is not None
+    error = f", off by {network.calibration_error:.2f} on its test slices" if known else ""
+    how = f"after temperature {network.temperature:.2f}" if network.temperature else "as trained, not calibrated"
+    trust = f"Confidence {how}{error}."
+    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in found)
+    warned = f'<div class="covidlib-doubts" role="alert"><p>Unlike its training data:</p><ul>{warnings}</ul></div>' \
+        if found else ""
+    unknown = "" if network.typical else "<p>Its training slices are not at hand to compare with.</p>"
+    return (f"<h3>{html.escape(network.variant)}</h3><p>{html.escape(told)}</p><table>{rows}</table>"
+            f"<p>{html.escape(trust)}</p>{warned}{unknown}<p>{html.escape(networks.describe(network))}</p>")
+
+
+def _level_name(level):
+    if level == explain.ALL:
+        return "all levels"
+    if level.startswith("fpn_p"):
+        return f"Grad-CAM, pyramid level {level[4:6].upper()}"
+    return f"Grad-CAM, {level.split('_')[0]}"
+
+
+def _window_name(name):
+    return f"{name} ({WINDOWS[name][0]}, {WINDOWS[name][1]})" if WINDOWS[name] else name
+
+
+def _hidden():
+    return widgets.Layout(width="auto", display="none")

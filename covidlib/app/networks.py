@@ -1,0 +1,114 @@
+"""The trained networks that can be asked, two of a set beside each other, and a first pair where there is none."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from covidlib import answers, provenance, runs
+
+BESIDE = ("resnet50", "improved")  # shown in this order where a set has both
+SLICES, EPOCHS, IMAGE_SIZE = [270, 60, 270], 12, 96  # of the first pair: phantoms, as in profile quick
+STEPS = 2 + EPOCHS * len(BESIDE)
+
+
+def find(home):
+    """"<dataset> / <profile>" -> run directories of up to two networks, the lowest seed of each, below runs/ `home`."""
+    found = {}
+    for record in sorted(Path(home).glob("*/*/*/seed-*/run.json")):
+        run_dir, (dataset, profile, variant) = record.parent, record.parts[-5:-2]
+        if "-fold-" in run_dir.name or not (run_dir / "model.keras").is_file() or not _explained(variant):
+            continue
+        found.setdefault(f"{dataset} / {profile}", {}).setdefault(variant, run_dir)
+    return {name: _pair(variants) for name, variants in found.items()}
+
+
+is_made = answers.is_made
+
+
+def _explained(variant):
+    return variant.startswith(("resnet50", "improved"))
+
+
+def _pair(variants):
+    ordered = sorted(variants, key=lambda name: (BESIDE.index(name) if name in BESIDE else len(BESIDE), name))
+    return [variants[name] for name in ordered[: len(BESIDE)]]
+
+
+def load(run_dir):
+    """The Answerer of a run, exported in a process of its own where that is not done. ValueError where that fails."""
+    if not answers.is_made(run_dir):
+        made = subprocess.run([sys.executable, "-m", "covidlib.answers", str(run_dir)], capture_output=True, text=True)
+        if made.returncode:
+            lines = made.stderr.strip().splitlines() or ["no reason given"]
+            raise ValueError(f"{run_dir} could not be made ready: {lines[-1]}")
+    return answers.Answerer(answers.folder(run_dir))
+
+
+def describe(network):
+    """One sentence: which network answers, trained on what, and what it reached there."""
+    start = "" if network.start == "none" else f", start: {network.start} weights"
+    text = (f"{network.variant}, seed {network.seed}, trained on {network.dataset} ({network.profile}, "
+            f"{network.epochs} epochs, {network.image_size} px{start})")
+    if network.synthetic:
+        text += ". Its slices were drawn, not scanned: what it says of a patient means nothing"
+    if network.test:
+        low, high = network.test["accuracy_interval"]
+        right, number = network.test["accuracy"], network.test["n"]
+        text += f". Right on {right:.0%} of its {number} test slices ({low:.0%} to {high:.0%})"
+    return text + "."
+
+
+def make_first(home, data_root, job, progress):
+    """Train the two networks on phantoms, drawn into `data_root`, below `home`/phantom/app; whether it was done.
+
+    job: work.Job, whose cancelling stops it within a second; progress: called with (share, sentence). Started again it
+    goes on after the last finished epoch. RuntimeError with the last lines where a notebook fails.
+    """
+    target = Path(home, "phantom", "app")
+    common = {"output_dir": target, "data_root": data_root, "image_size": IMAGE_SIZE}
+    done = 0
+    with tempfile.TemporaryDirectory(prefix="covidlib-first-") as place:
+        steps = [("00_data", common | {"slices_per_class": SLICES, "dataset": "phantom"}, 2, target)]
+        steps += [("03_training", common | {"variant": name, "epochs": EPOCHS}, EPOCHS, target / name / "seed-0")
+                  for name in reversed(BESIDE)]
+        for notebook, parameters, weight, folder in steps:
+            if notebook == "03_training" and runs.is_run(folder):
+                done += weight
+                continue
+            what = "drawing phantoms" if notebook == "00_data" else f"training {parameters['variant']}"
+            log = Path(place, "log")
+            with open(log, "w") as file:
+                process = subprocess.Popen(_command(notebook, parameters, place), stdout=file, stderr=file,
+                                           cwd=provenance.ROOT)
+                while (code := _poll(process)) is None:
+                    if job.cancelled:
+                        process.terminate()
+                        process.wait()
+                        return False
+                    progress((done + _epochs(folder)) / STEPS, what)
+            if code:
+                raise RuntimeError(f"{what} failed: " + " ".join(log.read_text().split("\n")[-4:]))
+            done += weight
+    return True
+
+
+def _command(notebook, parameters, place):
+    pairs = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
+    return [sys.executable, "-m", "covidlib.run", f"notebooks/{notebook}.ipynb", str(Path(place, f"{notebook}.ipynb")),
+            *pairs]
+
+
+def _poll(process):
+    try:
+        return process.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _epochs(folder):
+    state = folder.with_name(folder.name + ".partial") / "state.json"
+    try:
+        return len(runs.read_json(state)["history"])
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,143 @@
+"""What ipywidgets lacks: a picture one can point at, and files of any number and size in and out."""
+
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import anywidget
+import numpy as np
+import psutil
+import traitlets
+from PIL import Image
+
+from covidlib import scans
+
+STATIC = Path(__file__).parent / "static"
+PREFIX = "covidlib-app-"  # of temporary folders; the process that they belong to follows
+
+
+def fill(dropdown, options, value):
+    """Give a dropdown its options, (text, value) each, and choose one of them.
+
+    By way of none: a page whose choice keeps its number shows nothing after the options change.
+    """
+    dropdown.options = options
+    dropdown.value = None
+    dropdown.value = value
+
+
+class Picture(anywidget.AnyWidget):
+    """A PNG as wide as its place, with an alternative text; where `clickable`, `place` is (row, column) in 0..1."""
+
+    _esm = STATIC / "picture.js"
+    png = traitlets.Bytes().tag(sync=True)
+    alt = traitlets.Unicode().tag(sync=True)
+    hint = traitlets.Unicode("Arrow keys move the place that is asked about.").tag(sync=True)
+    clickable = traitlets.Bool(False).tag(sync=True)
+    place = traitlets.List(traitlets.Float()).tag(sync=True)
+
+    def show(self, image, alt):
+        """uint8 (H, W) or (H, W, 3)."""
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image)).save(buffer, "png", compress_level=1)
+        self.alt = alt
+        self.png = buffer.getvalue()
+
+
+class Files(anywidget.AnyWidget):
+    """Uploads into a temporary folder, at most scans.MAX_FILES files and scans.MAX_BYTES; downloads by `save`.
+
+    on_files: called with a folder that holds what was uploaded, each file under its own name; on_problem: with a
+    sentence. The folder before is removed when the next upload begins, the last one with the process.
+    """
+
+    _esm = STATIC / "files.js"
+    label = traitlets.Unicode("Open a scan").tag(sync=True)
+
+    def __init__(self, on_files, on_problem, **options):
+        super().__init__(**options)
+        self._on_files, self._on_problem = on_files, on_problem
+        self._folder, self._names, self._left, self._open = None, [], 0, None
+        self.on_msg(self._on_message)
+
+    def save(self, name, content, kind):
+        """Let the browser save `content`, bytes of the MIME type `kind`."""
+        self.send({"kind": "save", "name": name, "type": kind}, [content])
+
+    def close(self):
+        self._remove()
+        super().close()
+
+    def _on_message(self, _, message, buffers):
+        answer = {"start": self._start, "part": self._part, "end": self._end, "failed": self._failed,
+                  "cancel": self._cancel}.get(message.get("kind"))
+        if answer:
+            try:
+                answer(message, buffers)
+            except (OSError, ValueError) as error:
+                self._refuse(str(error))
+
+    def _start(self, message, _):
+        files = message["files"]
+        size = sum(int(file["size"]) for file in files)
+        if len(files) > scans.MAX_FILES or size > scans.MAX_BYTES:
+            raise ValueError(f"{len(files)} files of {size / 1e6:,.0f} MB are too much: at most {scans.MAX_FILES:,} "
+                             f"files and {scans.MAX_BYTES / 1e6:,.0f} MB can be looked at together. Open some of them.")
+        self._remove()
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-")
+        self._names, self._left = _distinct([str(file["name"]) for file in files]), scans.MAX_BYTES
+        for name in self._names:
+            Path(self._folder.name, name).touch()
+        self.send({"kind": "more"})
+
+    def _part(self, message, buffers):
+        if self._folder is None:
+            return
+        self._left -= len(buffers[0])
+        if self._left < 0:
+            raise ValueError("more came than was announced; nothing of it is kept.")
+        with open(Path(self._folder.name, self._names[int(message["file"])]), "ab") as file:
+            file.write(buffers[0])
+        self.send({"kind": "more"})
+
+    def _end(self, *_):
+        if self._folder is not None:
+            self._on_files(Path(self._folder.name))
+
+    def _failed(self, message, _):
+        self._refuse(f"{message.get('name')} could not be read by the browser ({message.get('error')}).")
+
+    def _cancel(self, *_):
+        self._refuse("The upload was cancelled.")
+
+    def _refuse(self, text):
+        self._remove()
+        self.send({"kind": "stop"})
+        self._on_problem(text)
+
+    def _remove(self):
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+def _distinct(names):
+    """File names that cannot lead anywhere, no two alike; as they were where that can be."""
+    kept = []
+    for number, name in enumerate(names):
+        name = name.replace("\\", "/").rsplit("/", 1)[-1].replace("\0", "") or "file"
+        name = name.encode()[-180:].decode(errors="ignore")
+        if name in (".", "..") or name in kept:
+            name = f"{number}-{name}"
+        kept.append(name)
+    return kept
+
+
+def sweep():
+    """Remove what processes left behind that were killed before they could tidy up."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        process = folder.name.removeprefix(PREFIX).split("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)

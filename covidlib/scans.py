@@ -1,0 +1,199 @@
+"""Scans among the files that somebody gives: DICOM series, volumes, pictures, also in a zip archive."""
+
+import zipfile
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from covidlib import ct, volumes
+from covidlib.ct import ReadError
+from covidlib.formats import dicom
+
+MAX_BYTES = 1_000_000_000  # of all files together, unpacked
+MAX_FILES = 5_000
+CHUNK = 2**20
+KEPT = 8  # slices that a Scan remembers
+TOLD = {  # DICOM attributes that say how a series was taken; none that says of whom
+    "SeriesDescription": "series", "StudyDescription": "study", "BodyPartExamined": "body part",
+    "Manufacturer": "manufacturer", "ConvolutionKernel": "kernel", "SliceThickness": "slice thickness, mm",
+    "KVP": "kV", "ProtocolName": "protocol", "ImageComments": "comments",
+}
+
+
+@dataclass
+class Scan:
+    """Slices that belong together, read when they are asked for.
+
+    title: where they come from, as the user named it; slices: (file, index within it); facts: what the files say of
+    how they were taken, as it stands there (escape it before it is shown); notes: sentences on gaps and the like.
+    """
+
+    title: str
+    slices: list[tuple[Path, int]]
+    facts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    whole: bool = False  # read at once: a volume in one file, or one to be turned
+
+    def __post_init__(self):
+        self._kept, self._volume, self._is_hu = OrderedDict(), None, None
+
+    def __len__(self):
+        return len(self.slices)
+
+    @property
+    def is_hu(self):
+        """Whether its values are Hounsfield units, which can be seen through any window. Raises ReadError."""
+        if self._is_hu is None:
+            try:
+                ct.read_hu(*self.slices[0])
+                self._is_hu = True
+            except ReadError:
+                ct.read_slice(*self.slices[0])
+                self._is_hu = False
+        return self._is_hu
+
+    def values(self, index):
+        """Slice `index`: float32 (H, W) in HU where `is_hu`, else uint8 grey. Raises ReadError."""
+        if index not in self._kept:
+            self._kept[index] = self._read(index)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[index]
+
+    def _read(self, index):
+        if self.whole and self.is_hu:
+            if self._volume is None:
+                files = list(dict.fromkeys(file for file, _ in self.slices))
+                self._volume = volumes.read_volume(files[0] if len(files) == 1 else files)
+            return self._volume[index]
+        return (ct.read_hu if self.is_hu else ct.read_slice)(*self.slices[index])
+
+    def picture(self, index, window=ct.LUNG_WINDOW):
+        """Slice `index` as uint8 (H, W), through `window` (centre, width) where it holds HU. Raises ReadError."""
+        values = self.values(index)
+        return ct.apply_window(values, window) if self.is_hu else values
+
+
+def find(root):
+    """(list of Scan, list of ReadErrors) in a folder: series, volumes, and the pictures of a folder as one scan.
+
+    Titles are paths relative to `root`. Raises ValueError where there are more than MAX_FILES files.
+    """
+    root = Path(root)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    if len(files) > MAX_FILES:
+        raise ValueError(f"at most {MAX_FILES} files can be looked at together. Received: {len(files)} files")
+    kinds, problems = {}, []
+    for file in files:
+        try:
+            kinds.setdefault(ct.sniff(file), []).append(file)
+        except ReadError as error:
+            problems.append(error)
+    series, strays = volumes.group_series(kinds.pop("dicom", []), together=False)
+    problems += strays
+    scans = []
+    for one in series:
+        problems += one.problems
+        scans.append(_of_series(one, root))
+    for file in kinds.pop("nifti", []):
+        try:
+            count = ct.count_slices(file)
+            scans.append(Scan(_name(file, root), [(file, index) for index in range(count)], whole=True))
+        except ReadError as error:
+            problems.append(error)
+    pictures, problems_of_pictures = _pictures([file for group in kinds.values() for file in group], root)
+    return sorted(scans + pictures, key=lambda scan: scan.title), problems + problems_of_pictures
+
+
+def _name(path, root):
+    return path.relative_to(root).as_posix()
+
+
+def _of_series(series, root):
+    first = dicom.header(series.files[0], list(TOLD))
+    facts = {told: str(value) for tag, told in TOLD.items() if (value := first.get(tag)) not in (None, "")}
+    slices = [(file, index) for file, header in zip(series.files, series.headers, strict=True)
+              for index in range(int(header.get("NumberOfFrames") or 1))]
+    files = len(series.files)
+    title = _name(series.files[0], root) if files == 1 else f"{_name(series.files[0], root)} and {files - 1} more"
+    return Scan(title, slices, facts, list(series.notes), whole=not series.axial or len(slices) > files)
+
+
+def _pictures(files, root):
+    folders, problems = {}, []
+    for file in sorted(files):
+        try:
+            slices = [(file, index) for index in range(ct.count_slices(file))]
+            folders.setdefault(file.parent, []).extend(slices)
+        except ReadError as error:
+            problems.append(error)
+    scans = []
+    for slices in folders.values():
+        first, more = slices[0][0], len({file for file, _ in slices}) - 1
+        scans.append(Scan(_name(first, root) + (f" and {more} more" if more else ""), slices))
+    return scans, problems
+
+
+def unpack(archive, folder, limit=MAX_BYTES):
+    """Unpack a zip archive into `folder`; of its members only regular files, each below `folder`.
+
+    Raises ValueError for an archive that is damaged or encrypted, or that holds paths which lead elsewhere, links, more
+    than MAX_FILES members, or more bytes than `limit`, whatever its directory says of them.
+    """
+    folder, left = Path(folder), limit
+    try:
+        with zipfile.ZipFile(archive) as source:
+            members = [member for member in source.infolist() if not member.is_dir()]
+            if len(members) > MAX_FILES:
+                raise ValueError(f"the archive holds {len(members)} files; at most {MAX_FILES} can be looked at.")
+            for member in members:
+                target = folder / _inside(member)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source.open(member) as packed, open(target, "xb") as file:
+                    while chunk := packed.read(CHUNK):
+                        left -= len(chunk)
+                        if left < 0:
+                            raise ValueError(f"the archive holds more than {limit / 1e6:.0f} MB when unpacked.")
+                        file.write(chunk)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(f"the archive cannot be unpacked ({error}). Pack it anew, without a password.") from error
+
+
+def _inside(member):
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    link = (member.external_attr >> 16) & 0o170000 == 0o120000
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or link or "\0" in member.filename:
+        raise ValueError(f"the archive holds a path that leads elsewhere: {member.filename!r}. Nothing of it is used.")
+    return path
+
+
+def of_file(path):
+    """The Scan of one file. Raises ReadError."""
+    path = Path(path)
+    if ct.sniff(path) == "dicom":
+        series, strays = volumes.group_series([path])
+        if strays:
+            raise strays[0]
+        return _of_series(series[0], path.parent)
+    count = ct.count_slices(path)
+    return Scan(path.name, [(path, index) for index in range(count)], whole=ct.sniff(path) == "nifti")
+
+
+def summary(probabilities, numbers, names, classes):
+    """One row per slice, those first that the network calls least healthy.
+
+    probabilities: (N, classes); numbers and names: N each. DataFrame slice, name, predicted, suspicion, p_<class>;
+    suspicion is the probability of all classes but the last, `normal` or `non_covid`.
+    """
+    import pandas as pd
+
+    probabilities = np.asarray(probabilities, float)
+    table = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])
+    table.insert(0, "suspicion", 1 - probabilities[:, -1])
+    table.insert(0, "predicted", [classes[k] for k in probabilities.argmax(axis=1)])
+    table.insert(0, "name", names)
+    table.insert(0, "slice", numbers)
+    return table.sort_values("suspicion", ascending=False, kind="stable", ignore_index=True)

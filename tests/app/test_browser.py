@@ -1,0 +1,207 @@
+"""The app as people use it: Voila, a real kernel, Chromium. Skipped where Chromium is not installed (.ci/run does)."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import psutil
+import pydicom
+import pytest
+from PIL import Image
+
+from covidlib import ct, predict
+from covidlib.app import widgets
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+              pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def address(checkout):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = open(checkout / "app.log", "w")
+    server = subprocess.Popen([sys.executable, "-m", "covidlib.app.serve", "--port", str(port), "--root",
+                               str(checkout)], stdout=log, stderr=log, start_new_session=True)
+    for _ in range(120):
+        with socket.socket() as knock:
+            if knock.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.5)
+    yield f"http://127.0.0.1:{port}/"
+    children = psutil.Process(server.pid).children(recursive=True)
+    os.killpg(server.pid, signal.SIGINT)
+    psutil.wait_procs([psutil.Process(server.pid)], timeout=20)
+    for process in children:
+        if process.is_running():
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A page of the app that is ready; afterwards nothing was loaded from elsewhere and no error was logged."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    errors, elsewhere = [], []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:"))
+            else elsewhere.append(request.url))
+    page.goto(address)
+    page.get_by_label("Networks").wait_for(timeout=60_000)
+    yield page
+    page.close()
+    assert not elsewhere
+    assert not [text for text in errors if "favicon" not in text]
+
+
+@pytest.fixture(scope="module")
+def dicom(checkout):
+    return sorted((checkout / "data" / "phantom").rglob("*.dcm"))[0]
+
+
+def give(page, path):
+    page.set_input_files("input[type=file]", path)
+
+
+def answers(page, title):
+    """Wait until both networks answer a slice of the scan with this title; their texts."""
+    page.wait_for_function("title => [...document.querySelectorAll('.covidlib-pictures img')].filter("
+                           "image => image.alt.includes(title) && image.naturalWidth).length == 2", arg=title)
+    page.wait_for_function("() => document.querySelectorAll('.covidlib-pictures h3').length == 2")
+    return page.locator(".covidlib-pictures h3").all_inner_texts()
+
+
+def test_a_phantom_is_answered_and_looked_into(page, dicom):
+    page.get_by_label("Or a phantom").select_option(index=1)
+    assert answers(page, "slice 1 of") == ["resnet50", "improved"]
+    assert predict.NOTICE in page.inner_text(".covidlib-notice")
+    page.get_by_label("Overlay").select_option("Grad-CAM, all levels")
+    page.get_by_text("what speaks for").first.wait_for()
+    page.get_by_label("Overlay").select_option("attention of conv4, from the place chosen")
+    picture = page.locator(".covidlib-clickable img").last
+    picture.click(position={"x": 100, "y": 150})
+    mark = page.locator(".covidlib-pictures .covidlib-mark").last
+    before = mark.get_attribute("style")
+    page.locator(".covidlib-clickable").last.press("ArrowRight")
+    page.wait_for_function("before => [...document.querySelectorAll('.covidlib-pictures .covidlib-mark')].at(-1)"
+                           ".getAttribute('style') != before", arg=before)
+
+
+def test_a_series_in_an_archive_is_summed_up_and_saved(page, dicom, tmp_path):
+    with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
+        for file in sorted(dicom.parent.iterdir()):
+            archive.write(file, file.name)
+    give(page, tmp_path / "series.zip")
+    answers(page, "series (unpacked)/")
+    page.get_by_role("button", name="Ask about every slice").click()
+    page.get_by_text("Mean over").wait_for()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the table (CSV)").click()
+    text = Path(saved.value.path()).read_text()
+    assert text.startswith(f"# {predict.NOTICE}\nslice,") and len(text.splitlines()) > 2
+    page.get_by_label("Slices").select_option(index=0)
+
+
+def test_pictures_broken_files_and_hostile_tags(page, dicom, tmp_path):
+    Image.fromarray(ct.read_slice(dicom)).save(tmp_path / "slice.png")
+    give(page, tmp_path / "slice.png")
+    answers(page, "slice.png")
+    assert page.get_by_label("Window").is_disabled()
+    (tmp_path / "broken.dcm").write_bytes(dicom.read_bytes()[:900])
+    give(page, tmp_path / "broken.dcm")
+    page.get_by_role("alert").filter(has_text="broken.dcm").wait_for()
+    answers(page, "slice.png")  # what was there stays
+    found = pydicom.dcmread(dicom)
+    found.SeriesDescription = "<img src=x onerror=\"document.title='caught'\">"
+    found.save_as(tmp_path / "hostile.dcm")
+    give(page, tmp_path / "hostile.dcm")
+    answers(page, "hostile.dcm")
+    page.get_by_text("<img src=x").wait_for()
+    assert page.title() != "caught"
+
+
+def test_what_is_too_large_is_a_message(page, tmp_path, monkeypatch):
+    with open(tmp_path / "large.nii", "wb") as file:
+        file.truncate(widgets.scans.MAX_BYTES + 1)
+    give(page, tmp_path / "large.nii")
+    page.get_by_role("alert").filter(has_text="at most").wait_for()
+    assert page.locator("input[type=file]").is_enabled()
+
+
+def test_two_pages_do_not_see_each_others_scans(page, browser, address, dicom, tmp_path):
+    shutil.copy(dicom, tmp_path / "mine.dcm")
+    give(page, tmp_path / "mine.dcm")
+    answers(page, "mine.dcm")
+    other = browser.new_page()
+    other.goto(address)
+    other.get_by_label("Networks").wait_for(timeout=60_000)
+    assert "mine.dcm" not in other.content() and other.locator(".covidlib-picture img:visible").count() == 0
+    owners = {int(folder.name.removeprefix(widgets.PREFIX).split("-")[0])
+              for folder in Path(tempfile.gettempdir()).glob(f"{widgets.PREFIX}*") if list(folder.glob("mine.dcm"))}
+    assert len(owners) == 1
+    other.close()
+
+
+def test_augmentation_and_results(page):
+    page.get_by_role("button", name="Augmentation").click()
+    page.get_by_role("img", name="12 slices as training draws them").wait_for()
+    page.get_by_label("Flip up, down").check()
+    page.get_by_role("img", name="the slice after vertical flip").wait_for()
+    page.get_by_role("button", name="Results").click()
+    page.get_by_text("95 % intervals over patients").wait_for(timeout=60_000)
+    assert page.locator(".js-plotly-plot").count() == 5
+    page.get_by_label("Cell").select_option(index=1)
+    page.get_by_text(re.compile(r"\d+ slices; the surest")).wait_for()
+    heat = page.locator(".js-plotly-plot").nth(1).locator(".nsewdrag").first
+    heat.scroll_into_view_if_needed()
+    box = heat.bounding_box()
+    for step in (0.8, 0.85):  # plotly answers a click where the pointer moved to
+        page.mouse.move(box["x"] + step * box["width"], box["y"] + 0.15 * box["height"])
+        page.wait_for_timeout(300)
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("() => [...document.querySelectorAll('select')].some(one => one.selectedOptions[0] && "
+                           "/true.covid,.answered.normal/.test(one.selectedOptions[0].text))")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_page_and_everything_has_a_name(page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.get_by_label("Or a phantom").select_option(index=1)
+    answers(page, "slice 1 of")
+    right = page.evaluate("Math.max(...[...document.querySelectorAll('.covidlib-app *')]"
+                          ".filter(one => one.offsetParent).map(one => one.getBoundingClientRect().right))")
+    assert right <= width
+    nameless = page.evaluate("[...document.querySelectorAll('.covidlib-app input, .covidlib-app select')].filter("
+                             "one => one.offsetParent && !one.labels.length && !one.ariaLabel).length")
+    assert nameless == 0
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.matches('input, select, button, [tabindex]')")
+
+
+def test_it_keeps_to_this_machine(address):
+    port = int(address.rstrip("/").rsplit(":", 1)[1])
+    listening = {one.laddr.ip for one in psutil.net_connections("tcp") if one.status == "LISTEN"
+                 and one.laddr.port == port}
+    assert listening == {"127.0.0.1"}
