@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from covidlib import datasets, evaluation, intake, pretraining, provenance, training
+from covidlib import datasets, evaluation, intake, provenance, training
 from covidlib.files import write_atomically
 
 VARIANT, SEED, EPOCHS, LAST = "resnet50", 100, 15, 5
@@ -33,9 +33,8 @@ PILOTS = (  # what differs from CHOSEN, in the order in which they were run
     {"learning_rate": 3e-5},
     {"mixup": 0.2},
     {"average": 0.98},
-    {"image_size": 160},
 )
-DIGITS = 4
+DIGITS = "%.4g"
 HOME = provenance.ROOT / "reports" / "published" / "pilots.csv"
 
 
@@ -58,16 +57,11 @@ def folder_name(pilot):
 def run(pilot, source, images, home, epochs=EPOCHS):
     """Train one of PILOTS in `home`, or find it there: its row of the table.
 
-    source: without test slices; images: uint8 (N, S, S) of the pilot's image_size. The weights of "phantom" are those
-    of CHOSEN's size at every size.
+    source: without test slices; images: uint8 (N, S, S) of the pilot's image_size.
     """
     recipe = CHOSEN | pilot
     folder = Path(home, folder_name(pilot), f"seed-{SEED}")
-    start = recipe["weights"]
-    if start == "phantom" and recipe["image_size"] != CHOSEN["image_size"]:
-        start = pretraining.make(CHOSEN["image_size"])
-    training.train(source, images, folder, VARIANT, epochs=epochs, seed=SEED, deterministic=False,
-                   **recipe | {"weights": start})
+    training.train(source, images, folder, VARIANT, epochs=epochs, seed=SEED, deterministic=False, **recipe)
     done = training.read_run(folder)
     late = done.history.tail(LAST)
     return {"variant": VARIANT, **recipe, "seed": SEED, "epochs": epochs, "val_slices": len(done.predictions),
@@ -106,10 +100,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     rows = []
     try:
+        opened = open_ucsd(options.study, options.data_root, CHOSEN["image_size"])
         for pilot in PILOTS:
-            opened = open_ucsd(options.study, options.data_root, (CHOSEN | pilot)["image_size"])
             rows.append(run(pilot, *opened, options.home))
-            table = pd.DataFrame(rows).round(DIGITS).to_csv(index=False, lineterminator="\n")
+            table = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format=DIGITS)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
