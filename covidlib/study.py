@@ -151,10 +151,11 @@ def _scaled(table, run):
 
 def told(arm):
     """How an Arm may be read: "as measured", "mechanics only" (phantoms) or "too few patients" (fewer than FEWEST)."""
-    return _told(arm.tested_on, arm.on()[0])
+    return how_told(arm.tested_on, arm.on()[0])
 
 
-def _told(tested_on, table):
+def how_told(tested_on, table):
+    """As `told`, of the predictions `table` on the set `tested_on`."""
     if tested_on == "phantom":
         return MECHANICS
     units = len(np.unique(statistics.fill_unknown(evaluation.patient_names(table))))
@@ -167,7 +168,7 @@ def every_run(found):
     for run in found:
         dataset, profile = run.path.parts[-4:-2]
         test = run.predictions[run.predictions["split"] == "test"]
-        seen = _figures(_scaled(test, run), run.classes) if _told(dataset, test) != TOO_FEW else {}
+        seen = _figures(_scaled(test, run), run.classes) if how_told(dataset, test) != TOO_FEW else {}
         machine = run.content.get("provenance", {}).get("machine", {})
         rows.append({
             "dataset": dataset, "profile": profile, "variant": run.variant, "seed": run.seed,

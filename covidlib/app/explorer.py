@@ -1,6 +1,7 @@
 """Results of finished runs: curves, matrix, threshold, confidence, and what speed costs."""
 
 import html
+from itertools import cycle
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -82,6 +83,7 @@ class Explorer:
         self.run = self.read[0][1]
         self.test = self.run.predictions[self.run.predictions["split"] == "test"].reset_index(drop=True)
         self.truth, self.predicted, self.scores = _decide(self.test, self.run.classes)
+        self.message.value = _caution(self.read[0][0], self.run, self.test)
         self._draw_curves()
         self._draw_matrix()
         self._draw_reliability()
@@ -89,7 +91,7 @@ class Explorer:
 
     def _draw_curves(self):
         traces, quantity = [], self.quantity.value
-        for colour, (name, run) in zip(COLOURS, self.read, strict=False):
+        for colour, (name, run) in zip(cycle(COLOURS), self.read, strict=False):
             history = run.history
             for column, dash in ((quantity, "solid"), (f"val_{quantity}", "dot")):
                 if history[column].notna().any():
@@ -192,7 +194,7 @@ class Explorer:
             return
         table = pd.read_csv(files[-1])
         traces = []
-        for colour, (variant, part) in zip(COLOURS, table.groupby("variant"), strict=False):
+        for colour, (variant, part) in zip(cycle(COLOURS), table.groupby("variant"), strict=False):
             spread = {"type": "data", "symmetric": False, "array": part["high"] - part["accuracy"],
                       "arrayminus": part["accuracy"] - part["low"]}
             traces.append(self._go.Scatter(
@@ -200,7 +202,7 @@ class Explorer:
                 marker={"color": colour, "size": 10}, text=[f"{variant}, {size} px" for size in part["image_size"]],
                 hovertemplate="%{text}: %{x:.0f} images/s, accuracy %{y:.3f}<extra></extra>"))
         self._replace("frontier", traces, f"n = {int(table['slices'].iloc[0])} slices, exported, one slice a call",
-                      "images per second", "accuracy, 95 % interval")
+                      "images per second", "accuracy, 95 % interval", legend={"orientation": "h", "y": -0.3})
 
     def _diagonal(self, name):
         return self._go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": "grey", "dash": "dot"}, name=name)
@@ -222,6 +224,14 @@ def _decide(predictions, classes):
     from covidlib import evaluation
 
     return evaluation.decide(predictions, classes)
+
+
+def _caution(name, run, test):
+    """How figures of a run may be read, where that is not as they stand."""
+    from covidlib import study
+
+    told = study.how_told(run.parameters.get("dataset"), test)
+    return "" if told == study.AS_MEASURED else _alert(f"{name}: {told}. Its figures support no medical statement.")
 
 
 def _alert(text):
