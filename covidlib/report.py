@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 
 from . import audit, claims, provenance, runs, shortcuts
+from .files import write_atomically
 
 FIGURES = {  # name in figures/: number in the paper, caption
     "figure1_augmentation": ("Figure 1", "One slice before and after every operation of §2.1."),
@@ -61,7 +62,7 @@ MATH = re.compile(r"(`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)", 
 
 
 def build(runs_dir, report_dir) -> Path:
-    """Write `index.html` and a page for every notebook in `report_dir`; returns the path of index.html.
+    """Write `index.html`, `gallery.html` and a page for every notebook in `report_dir`; returns that of index.html.
 
     Reads `figures/`, `tables/`, `claims.json` and `notebooks/*.ipynb` of `report_dir`, `dataset.json`,
     `audit/`, `comparison/` and the runs of `runs_dir`. Raises FileNotFoundError where notebook 07_report has not run.
@@ -72,14 +73,16 @@ def build(runs_dir, report_dir) -> Path:
     rows = runs.read_json(folder / "claims.json")
     dataset = runs.read_json(runs_dir / "dataset.json")
     counts = Counter(row["verdict"] for row in rows)
+    shared = {"title": f"{dataset['name']}, profile {runs_dir.resolve().name}", "read": _read_table,
+              "synthetic": dataset["name"] == "phantom", "figures": _gallery(folder / "figures", "png", FIGURES),
+              "tables": _gallery(folder / "tables", "csv", TABLES)}
     page = _template("report.html").render(
-        title=f"{dataset['name']}, profile {runs_dir.resolve().name}", dataset=dataset, claims=rows,
-        measured=claims.measured, counts=[(name, counts[name]) for name in claims.VERDICTS if counts[name]],
-        synthetic=dataset["name"] == "phantom", figures=_gallery(folder / "figures", "png", FIGURES),
-        tables=_gallery(folder / "tables", "csv", TABLES), read=_read_table, metrics=_metrics(runs_dir),
-        warnings=_warnings(runs_dir), baselines=_baselines(runs_dir),
-        checklist=_checklist(), notebooks=_notebooks(folder / "notebooks"), provenance=_provenance(runs_dir))
-    (folder / "index.html").write_text(page, encoding="utf-8")
+        dataset=dataset, claims=rows, measured=claims.measured, **shared,
+        counts=[(name, counts[name]) for name in claims.VERDICTS if counts[name]], metrics=_metrics(runs_dir),
+        warnings=_warnings(runs_dir), baselines=_baselines(runs_dir), checklist=_checklist(),
+        notebooks=_notebooks(folder / "notebooks"), provenance=_provenance(runs_dir))
+    for name, text in (("index.html", page), ("gallery.html", _template("gallery.html").render(**shared))):
+        write_atomically(folder / name, text)
     return folder / "index.html"
 
 

@@ -17,6 +17,20 @@ def repository():
 
 
 @pytest.fixture(scope="session")
+def chromium():
+    """A Chromium that playwright drives; tests that need it skip where none is installed (.ci/run installs it)."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def shared_data():
     """Folder of real CT images beside the checkout; tests that need it skip where it is absent."""
     folder = REPOSITORY.parent / "shared" / "data"

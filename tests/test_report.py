@@ -96,11 +96,38 @@ def test_every_link_leads_to_a_file(index, made):
     assert all((made / link).is_file() for link in links)
 
 
+def test_the_gallery_holds_what_the_paper_numbers_and_nothing_else(made):
+    gallery = (made / "gallery.html").read_text(encoding="utf-8")
+    assert re.findall(r"<b>((?:Figure|Table) \d)\.</b>", gallery) == [
+        *(f"Figure {n}" for n in range(1, 7)), "Table 1", "Table 2"]
+    assert "Audit" not in gallery and "mechanics only" in gallery
+    assert all((made / link).is_file() for link in re.findall(r'(?:href|src)="([^"#]+)"', gallery))
+
+
 def test_nothing_is_loaded_from_a_network(made):
     for page in made.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert "<script" not in text and "@import" not in text
         assert not [found for found in LOADS.findall(text) if "//" in found]
+
+
+@pytest.mark.slow
+def test_it_is_read_from_disk_without_a_network_and_printed_whole(made, chromium):
+    page = chromium.new_context(offline=True, viewport={"width": 390, "height": 844}).new_page()
+    trouble = []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("requestfailed", lambda request: trouble.append(request.url))
+    for path in sorted(made.rglob("*.html")):
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
+        assert page.evaluate("[...document.images].every(one => one.naturalWidth && one.alt)")
+    assert not trouble
+    page.goto((made / "index.html").as_uri())
+    page.set_viewport_size({"width": 718, "height": 1046})  # A4 within its margins, at 96 pixels an inch
+    page.emulate_media(media="print")
+    assert page.evaluate("Math.max(...[...document.images].map(one => one.getBoundingClientRect().height))") < 1046
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.context.close()
 
 
 def test_metrics_and_provenance(index):

@@ -20,13 +20,11 @@ from PIL import Image
 from covidlib import ct, predict
 from covidlib.app import widgets
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-              pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def address(checkout):
+def address(checkout, chromium):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,20 +45,10 @@ def address(checkout):
             process.kill()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def page(browser, address):
+def page(chromium, address):
     """A page of the app that is ready; afterwards nothing was loaded from elsewhere and no error was logged."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
     errors, elsewhere = [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -148,11 +136,11 @@ def test_what_is_too_large_is_a_message(page, tmp_path, monkeypatch):
     assert page.locator("input[type=file]").is_enabled()
 
 
-def test_two_pages_do_not_see_each_others_scans(page, browser, address, dicom, tmp_path):
+def test_two_pages_do_not_see_each_others_scans(page, chromium, address, dicom, tmp_path):
     shutil.copy(dicom, tmp_path / "mine.dcm")
     give(page, tmp_path / "mine.dcm")
     answers(page, "mine.dcm")
-    other = browser.new_page()
+    other = chromium.new_page()
     other.goto(address)
     other.get_by_label("Networks").wait_for(timeout=60_000)
     assert "mine.dcm" not in other.content() and other.locator(".covidlib-picture img:visible").count() == 0
