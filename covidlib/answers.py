@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from covidlib import calibration, doubts, explain, export, provenance, runs
 
@@ -28,12 +29,13 @@ def folder(run_dir):
 
 def is_made(run_dir):
     """Whether the export is there, and of the weights that the run holds now."""
-    facts, record = folder(run_dir) / FACTS, Path(run_dir, "run.json")
-    return facts.is_file() and _of(runs.read_json(facts)) == _of(runs.read_json(record)["model"])
-
-
-def _of(facts):
-    return facts["weights_sha256"]
+    own = folder(run_dir)
+    try:
+        made, held = runs.read_json(own / FACTS), runs.read_json(Path(run_dir, "run.json"))
+        same = made["weights_sha256"] == held["model"]["weights_sha256"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return same and all((own / FILE).with_suffix(end).is_file() for end in (".xml", ".bin"))
 
 
 def make(run_dir):
@@ -44,9 +46,12 @@ def make(run_dir):
     run, target = runs.read_run(run_dir), folder(run_dir)
     if not (run.path / "model.keras").is_file():
         raise FileNotFoundError(f"no model.keras in {run_dir}: train it with notebook 03_training")
-    if is_made(run_dir):
-        return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # another page may be at it
+        return target if is_made(run_dir) else _make(run, target)
+
+
+def _make(run, target):
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".answers.") as place:
         ready = Path(place, "ready")
         ready.mkdir()
@@ -169,13 +174,13 @@ class Answerer:
         self._network = export.core().read_model(Path(folder, FILE))
         self._compiled = {}
 
-    def _ask(self, images, threads=None):
+    def _ask(self, images):
         batch = len(images)
         if batch not in self._compiled:
             network = self._network.clone()
             network.reshape([batch, self.image_size, self.image_size, 1])
             options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
-                       "INFERENCE_NUM_THREADS": threads or provenance.threads()}
+                       "INFERENCE_NUM_THREADS": provenance.threads()}
             self._compiled[batch] = export.core().compile_model(network, "CPU", options)
         found = list(self._compiled[batch](np.ascontiguousarray(images)[..., None]).values())
         return [found[place] for place in self.outputs]

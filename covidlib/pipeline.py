@@ -11,14 +11,16 @@ class Batches(keras.utils.PyDataset):
     slices to use, all where it is None. With a `seed` the order is a permutation and the `augmenter` draws, both
     functions of seed, `epoch` and the slice's place in `images` alone; without one the order is that of `rows`.
     The slices are divided as evenly as can be, at most `batch_size` to a batch, so that no small last batch disturbs
-    batch normalisation. `mixup` above 0 mixes every slice and its label with another of its batch, in shares from
-    Beta(mixup, mixup) (https://arxiv.org/abs/1710.09412), drawn from seed, epoch and batch.
+    batch normalisation. `mixup` above 0 mixes the slices and labels of a batch with the same in another order, in
+    one share from Beta(mixup, mixup) (https://arxiv.org/abs/1710.09412), both drawn from seed, epoch and batch.
     """
 
     def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None, mixup=0.0):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+        if mixup and seed is None:
+            raise ValueError(f"mixup is drawn from a seed. Received: mixup={mixup}, seed=None")
         if len(images) != len(labels):
             raise ValueError("images and labels must be equally many. "
                              f"Received: {len(images)} images, {len(labels)} labels")

@@ -1,5 +1,7 @@
 """Scans among the files that somebody gives: DICOM series, volumes, pictures, also in a zip archive."""
 
+import lzma
+import threading
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -28,17 +30,18 @@ class Scan:
     """Slices that belong together, read when they are asked for.
 
     title: where they come from, as the user named it; slices: (file, index within it); facts: what the files say of
-    how they were taken, as it stands there (escape it before it is shown); notes: sentences on gaps and the like.
+    how they were taken, as it stands there (escape it before it is shown); notes: sentences on gaps and the like;
+    turned: the files of a series that was not stored axial, whose slices are cut from the whole volume.
     """
 
     title: str
     slices: list[tuple[Path, int]]
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    whole: bool = False  # read at once: a volume in one file, or one to be turned
+    turned: list[Path] = field(default_factory=list)
 
     def __post_init__(self):
-        self._kept, self._volume, self._is_hu = OrderedDict(), None, None
+        self._kept, self._volume, self._is_hu, self._lock = OrderedDict(), None, None, threading.RLock()
 
     def __len__(self):
         return len(self.slices)
@@ -47,29 +50,46 @@ class Scan:
     def is_hu(self):
         """Whether its values are Hounsfield units, which can be seen through any window. Raises ReadError."""
         if self._is_hu is None:
-            try:
-                ct.read_hu(*self.slices[0])
-                self._is_hu = True
-            except ReadError:
-                ct.read_slice(*self.slices[0])
-                self._is_hu = False
+            self._is_hu = bool(self.turned) or self._find_hu()
         return self._is_hu
+
+    def _find_hu(self):
+        """By the first slice that can be read; the error of the first where none can."""
+        first = None
+        for place in self.slices:
+            try:
+                ct.read_slice(*place)
+            except ReadError as error:
+                first = first or error
+                continue
+            try:
+                ct.read_hu(*place)
+                return True
+            except ReadError:
+                return False
+        raise first
 
     def values(self, index):
         """Slice `index`: float32 (H, W) in HU where `is_hu`, else uint8 grey. Raises ReadError."""
-        if index not in self._kept:
-            self._kept[index] = self._read(index)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[index]
+        with self._lock:
+            if index not in self._kept:
+                self._kept[index] = self._read(index)
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            return self._kept[index]
 
     def _read(self, index):
-        if self.whole and self.is_hu:
+        if self.turned:
             if self._volume is None:
-                files = list(dict.fromkeys(file for file, _ in self.slices))
-                self._volume = volumes.read_volume(files[0] if len(files) == 1 else files)
+                self._volume = volumes.read_volume(self.turned)
             return self._volume[index]
         return (ct.read_hu if self.is_hu else ct.read_slice)(*self.slices[index])
+
+    def forget(self):
+        """Let go of what was read; it is read again when it is asked for."""
+        with self._lock:
+            self._kept.clear()
+            self._volume = None
 
     def picture(self, index, window=ct.LUNG_WINDOW):
         """Slice `index` as uint8 (H, W), through `window` (centre, width) where it holds HU. Raises ReadError."""
@@ -101,7 +121,7 @@ def find(root):
     for file in kinds.pop("nifti", []):
         try:
             count = ct.count_slices(file)
-            scans.append(Scan(_name(file, root), [(file, index) for index in range(count)], whole=True))
+            scans.append(Scan(_name(file, root), [(file, index) for index in range(count)]))
         except ReadError as error:
             problems.append(error)
     pictures, problems_of_pictures = _pictures([file for group in kinds.values() for file in group], root)
@@ -117,9 +137,13 @@ def _of_series(series, root):
     facts = {told: str(value) for tag, told in TOLD.items() if (value := first.get(tag)) not in (None, "")}
     slices = [(file, index) for file, header in zip(series.files, series.headers, strict=True)
               for index in range(int(header.get("NumberOfFrames") or 1))]
-    files = len(series.files)
-    title = _name(series.files[0], root) if files == 1 else f"{_name(series.files[0], root)} and {files - 1} more"
-    return Scan(title, slices, facts, list(series.notes), whole=not series.axial or len(slices) > files)
+    turned = [] if series.axial else series.files
+    if turned:  # what was across or down the stored slices is now along the body
+        down = abs(series.axes[5]) > abs(series.axes[2])
+        slices = [(turned[0], index) for index in range(series.headers[0].Rows if down else series.headers[0].Columns)]
+    more = len(series.files) - 1
+    title = _name(series.files[0], root) + (f" and {more} more" if more else "")
+    return Scan(title, slices, facts, list(series.notes), turned)
 
 
 def _pictures(files, root):
@@ -138,7 +162,7 @@ def _pictures(files, root):
 
 
 def unpack(archive, folder, limit=MAX_BYTES):
-    """Unpack a zip archive into `folder`; of its members only regular files, each below `folder`.
+    """Unpack a zip archive into `folder`, regular files below it alone; returns how many bytes of `limit` are left.
 
     Raises ValueError for an archive that is damaged or encrypted, or that holds paths which lead elsewhere, links, more
     than MAX_FILES members, or more bytes than `limit`, whatever its directory says of them.
@@ -158,14 +182,18 @@ def unpack(archive, folder, limit=MAX_BYTES):
                         if left < 0:
                             raise ValueError(f"the archive holds more than {limit / 1e6:.0f} MB when unpacked.")
                         file.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise ValueError(f"the archive cannot be unpacked ({error}). Pack it anew, without a password.") from error
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
+            OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"the archive cannot be unpacked ({why}). Pack it anew, without a password.") from error
+    return left
 
 
 def _inside(member):
     path = PurePosixPath(member.filename.replace("\\", "/"))
     link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or link or "\0" in member.filename:
+    outside = path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]
+    if outside or link or "\0" in member.filename:
         raise ValueError(f"the archive holds a path that leads elsewhere: {member.filename!r}. Nothing of it is used.")
     return path
 
@@ -179,7 +207,7 @@ def of_file(path):
             raise strays[0]
         return _of_series(series[0], path.parent)
     count = ct.count_slices(path)
-    return Scan(path.name, [(path, index) for index in range(count)], whole=ct.sniff(path) == "nifti")
+    return Scan(path.name, [(path, index) for index in range(count)])
 
 
 def summary(probabilities, numbers, names, classes):

@@ -40,9 +40,9 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         early_stopping: None, or epochs without a lower val_loss after which to stop.
         augmentation: "paper", "mild", "none", or a dict for `augmentation.Augmenter`.
         mixup: above 0, slices and labels are mixed, see `pipeline.Batches`.
-        average: above 0 and below 1, the weights that are saved and tested are the moving average over the steps
-            with this momentum (https://arxiv.org/abs/1803.05407 in its exponential form); history.csv tells those
-            of the moment.
+        average: above 0 and below 1, the trained weights of model.keras, which are tested, are their moving average
+            over the steps with this momentum; history.csv and best.weights.h5 are of those of the moment, and so are
+            the statistics of the normalisation. After https://arxiv.org/abs/1803.05407, in its exponential form.
         deterministic: same seed and machine, same weights byte for byte. On TensorFlow this stays switched
             on for the rest of the process.
 

@@ -87,4 +87,4 @@ def test_mistakes_are_named_and_leave_nothing(checkout, tmp_path, capsys):
     (own / "run.json").write_text(json.dumps(record))
     assert answers.main([str(own)]) == 2
     assert "choose a network on ResNet-50" in capsys.readouterr().err
-    assert not list(answers.folder(own).parent.iterdir())
+    assert not [path for path in answers.folder(own).parent.iterdir() if path.suffix != ".lock"]

@@ -22,18 +22,19 @@ FINISHED = """() => {
 def lab(repository, tmp_path_factory, chromium):
     """(address, folder) of a JupyterLab over a copy of the notebooks."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(repository / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(repository / "notebooks", folder / "notebooks",
+                    ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (folder / "pyproject.toml").touch()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_RUNTIME_DIR": str(folder / "run")}
+    own = {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_RUNTIME_DIR": str(folder / "run")}
     log = open(folder / "lab.log", "w")
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ip=127.0.0.1", "--allow-root",
          "--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class="
          "jupyterlab.NeverCheckForUpdate", f"--ServerApp.root_dir={folder}"],
-        stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True)
+        stdout=log, stderr=log, env=os.environ | own, cwd=folder, start_new_session=True)
     for _ in range(120):
         with socket.socket() as knock:
             if knock.connect_ex(("127.0.0.1", port)) == 0:

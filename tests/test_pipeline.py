@@ -60,6 +60,8 @@ def test_mixed_slices_lie_between_two_of_their_batch_and_so_do_their_labels(arra
         assert mixed_x.dtype == mixed_y.dtype == np.float32
         shares.append(share)
     assert shares[0] != shares[1]
+    with pytest.raises(ValueError, match="mixup is drawn from a seed"):
+        Batches(images, labels, 6, mixup=0.4)
 
 
 def test_batches_feed_fit_and_predict(arrays):

@@ -68,6 +68,36 @@ def test_a_file_that_is_no_slice_is_an_error(tmp_path):
         scans.of_file(tmp_path / "a.dcm")
 
 
+def test_a_coronal_series_is_looked_at_from_the_feet(phantoms, tmp_path):
+    found = pydicom.dcmread(sorted(phantoms.rglob("*.dcm"))[0])
+    rows, columns, count = 40, 50, 30
+    found.Rows, found.Columns, found.NumberOfFrames = rows, columns, None
+    found.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    uid = pydicom.uid.generate_uid()
+    for n in range(count):
+        found.SOPInstanceUID, found.SeriesInstanceUID, found.InstanceNumber = pydicom.uid.generate_uid(), uid, n + 1
+        found.ImagePositionPatient = [0, 2 * n, 0]
+        values = np.full((rows, columns), 30, np.int16)
+        found.PixelData = values.tobytes()
+        found.save_as(tmp_path / f"{n:02}.dcm")
+    scan = scans.find(tmp_path)[0][0]
+    assert len(scan) == rows and scan.is_hu
+    assert scan.values(rows - 1).shape == (count, columns)
+    scan.forget()
+    assert scan._volume is None and scan.values(0).shape == (count, columns)
+
+
+def test_a_scan_is_opened_though_its_first_file_is_no_slice(tmp_path):
+    colours = np.zeros((40, 50, 3), np.uint8)
+    colours[..., 0] = 200
+    Image.fromarray(colours).save(tmp_path / "!cover.png")
+    picture(tmp_path / "a.png", 70)
+    scan = scans.find(tmp_path)[0][0]
+    assert not scan.is_hu and int(scan.values(1)[0, 0]) == 70
+    with pytest.raises(ct.ReadError, match="coloured"):
+        scan.values(0)
+
+
 def test_only_few_slices_are_kept(tmp_path):
     for n in range(scans.KEPT + 4):
         picture(tmp_path / f"{n:02}.png", n)
@@ -86,12 +116,12 @@ def pack(path, names, content=b"x", link=False):
 
 
 def test_an_archive_is_unpacked_with_its_folders(tmp_path):
-    scans.unpack(pack(tmp_path / "a.zip", ["one/a.png", "two/a.png"]), tmp_path / "out")
+    assert scans.unpack(pack(tmp_path / "a.zip", ["one/a.png", "two/a.png"]), tmp_path / "out", limit=10) == 8
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")) == [
         "one/a.png", "two/a.png"]
 
 
-@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "a/../../b.png", "..\\a.png", "C:/a.png"])
+@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "a/../../b.png", "..\\a.png", "C:/a.png", "."])
 def test_paths_that_lead_elsewhere_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="leads elsewhere"):
         scans.unpack(pack(tmp_path / "a.zip", [name]), tmp_path / "in" / "out")

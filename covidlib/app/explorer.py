@@ -10,7 +10,7 @@ import pandas as pd
 
 from covidlib import provenance, runs
 from covidlib.app.widgets import Picture, fill
-from covidlib.app.work import Latest
+from covidlib.app.work import Latest, sentence
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, for all eyes
 SHOWN, TILE, ACROSS = 24, 96, 8  # slices behind a cell of the matrix
@@ -22,9 +22,9 @@ class Explorer:
     """The page "Results" as one widget, `view`. homes: folders that hold <dataset>/<profile>/<variant>/seed-<k>/."""
 
     def __init__(self, homes):
-        self.homes, self.run, self.built = homes, None, False
+        self.homes, self.run, self.built, self.read = homes, None, False, []
         self.view = widgets.VBox()
-        self._reader = Latest(self._update, lambda error: setattr(self.message, "value", _alert(error)))
+        self._reader = Latest(self._update, lambda error: setattr(self.message, "value", _alert(sentence(error))))
 
     def refresh(self):
         """Build the page when it is first looked at, and look for runs."""
@@ -60,7 +60,8 @@ class Explorer:
         self.slices, self.behind, self.rates = Picture(), widgets.HTML(), widgets.HTML()
         self.chosen.observe(lambda _: self._reader.request(), "value")
         self.quantity.observe(lambda _: self._draw_curves(), "value")
-        self.cell.observe(lambda _: self._show_cell(), "value")
+        self._shower = Latest(self._show_cell, lambda error: setattr(self.behind, "value", _alert(sentence(error))))
+        self.cell.observe(lambda _: self._shower.request(), "value")
         for control in (self.positive, self.threshold):
             control.observe(lambda _: self._draw_threshold(), "value")
         self._draw_frontier()
@@ -79,6 +80,10 @@ class Explorer:
     def _update(self):
         self.read = [(name, runs.read_run(self.found[name])) for name in self.chosen.value]
         if not self.read:
+            self.run = None
+            for name in ("curves", "matrix", "roc", "reliability"):
+                self.figures[name].data = []
+            fill(self.cell, [("", None)], None)
             return
         self.run = self.read[0][1]
         self.test = self.run.predictions[self.run.predictions["split"] == "test"].reset_index(drop=True)
@@ -123,6 +128,7 @@ class Explorer:
             self.cell.value = tuple(int(n) for n in points.point_inds[0])
 
     def _show_cell(self):
+        self.behind.value, self.slices.png = "", b""
         if self.cell.value is None:
             return
         i, j = self.cell.value
@@ -140,8 +146,6 @@ class Explorer:
             tiles[: len(images)] = images
             sheet = tiles.reshape(-1, ACROSS, TILE, TILE).swapaxes(1, 2).reshape(-1, ACROSS * TILE)
             self.slices.show(sheet, f"{len(images)} slices, true {self.run.classes[i]}, answered {self.run.classes[j]}")
-        else:
-            self.slices.png = b""
 
     def _draw_threshold(self):
         from covidlib import evaluation, statistics

@@ -1,5 +1,6 @@
 """The trained networks that can be asked, two of a set beside each other, and a first pair where there is none."""
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,19 +16,13 @@ STEPS = 2 + EPOCHS * len(BESIDE)
 def find(home):
     """"<dataset> / <profile>" -> run directories of up to two networks, the lowest seed of each, below runs/ `home`."""
     found = {}
-    for record in sorted(Path(home).glob("*/*/*/seed-*/run.json")):
-        run_dir, (dataset, profile, variant) = record.parent, record.parts[-5:-2]
-        if "-fold-" in run_dir.name or not (run_dir / "model.keras").is_file() or not _explained(variant):
-            continue
-        found.setdefault(f"{dataset} / {profile}", {}).setdefault(variant, run_dir)
+    paths = [path.parent for path in Path(home).glob("*/*/*/seed-*/model.keras") if (path.parent / "run.json").is_file()
+             and path.parent.name.removeprefix("seed-").isdigit()]
+    for run_dir in sorted(paths, key=lambda path: (path.parts[:-1], int(path.name.removeprefix("seed-")))):
+        dataset, profile, variant = run_dir.parts[-4:-1]
+        if variant.startswith(BESIDE):  # the others are not on ResNet-50, and explain.py tells no maps of them
+            found.setdefault(f"{dataset} / {profile}", {}).setdefault(variant, run_dir)
     return {name: _pair(variants) for name, variants in found.items()}
-
-
-is_made = answers.is_made
-
-
-def _explained(variant):
-    return variant.startswith(("resnet50", "improved"))
 
 
 def _pair(variants):
@@ -65,15 +60,15 @@ def make_first(home, data_root, job, progress):
     job: work.Job, whose cancelling stops it within a second; progress: called with (share, sentence). Started again it
     goes on after the last finished epoch. RuntimeError with the last lines where a notebook fails.
     """
-    target = Path(home, "phantom", "app")
-    common = {"output_dir": target, "data_root": data_root, "image_size": IMAGE_SIZE}
+    target = Path(home, "phantom", "app").absolute()
+    common = {"output_dir": target, "data_root": Path(data_root).absolute(), "image_size": IMAGE_SIZE}
     done = 0
     with tempfile.TemporaryDirectory(prefix="covidlib-first-") as place:
         steps = [("00_data", common | {"slices_per_class": SLICES, "dataset": "phantom"}, 2, target)]
         steps += [("03_training", common | {"variant": name, "epochs": EPOCHS}, EPOCHS, target / name / "seed-0")
                   for name in reversed(BESIDE)]
         for notebook, parameters, weight, folder in steps:
-            if notebook == "03_training" and runs.is_run(folder):
+            if notebook == "03_training" and (folder / "run.json").is_file():
                 done += weight
                 continue
             what = "drawing phantoms" if notebook == "00_data" else f"training {parameters['variant']}"
@@ -83,7 +78,7 @@ def make_first(home, data_root, job, progress):
                                            cwd=provenance.ROOT)
                 while (code := _poll(process)) is None:
                     if job.cancelled:
-                        process.terminate()
+                        process.send_signal(signal.SIGINT)  # so that it takes its kernel along
                         process.wait()
                         return False
                     progress((done + _epochs(folder)) / STEPS, what)

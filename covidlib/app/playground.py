@@ -7,7 +7,7 @@ import numpy as np
 
 from covidlib import augmentation, ct
 from covidlib.app.widgets import Picture
-from covidlib.app.work import Latest
+from covidlib.app.work import Latest, sentence
 
 SIDE, SMALL, GRID = 320, 112, (3, 4)
 ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
@@ -29,7 +29,7 @@ class Playground:
         self.seed = widgets.BoundedIntText(0, min=0, max=10**6, description="Seed", layout=widgets.Layout(width="100%"))
         self.reset = widgets.Button(description="Reset", layout=widgets.Layout(width="auto"))
         self.picture, self.grid, self.told = Picture(), Picture(), widgets.HTML()
-        self._painter = Latest(self._paint, lambda error: setattr(self.told, "value", html.escape(str(error))))
+        self._painter = Latest(self._paint, lambda error: setattr(self.told, "value", html.escape(sentence(error))))
         for control in (*self.controls.values(), self.names, self.seed):
             control.observe(lambda _: self._painter.request(), "value")
         self.reset.on_click(lambda _: self._reset())

@@ -30,7 +30,7 @@ class App:
         self.page.observe(lambda change: self._turn(change["new"]), "value")
         style = widgets.HTML(f"<style>{(STATIC / 'app.css').read_text()}</style>")
         notice = widgets.HTML(f'<p class="covidlib-notice" role="note"><strong>{html.escape(predict.NOTICE)}</strong> '
-                              "What is opened stays on this machine and goes with this page.</p>")
+                              "What is opened stays on this machine and goes with the page's kernel.</p>")
         notice.add_class("covidlib-top")
         self.view = widgets.VBox([style, notice, self.page, *(page.view for page in self.pages.values())])
         self.view.add_class("covidlib-app")

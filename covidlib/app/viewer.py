@@ -7,10 +7,10 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from covidlib import ct, doubts, explain, harmonise, lungs, predict, scans
+from covidlib import answers, ct, doubts, explain, harmonise, lungs, predict, scans
 from covidlib.app import networks
 from covidlib.app.widgets import Files, Picture, fill
-from covidlib.app.work import Job, Latest
+from covidlib.app.work import Job, Latest, sentence
 
 WINDOWS = {"lung": (-600, 1500), "mediastinum": (40, 400), "bone": (400, 1800), "of my own": None}
 SIDE = 512  # of a picture that is shown, pixels
@@ -30,8 +30,9 @@ class Viewer:
     def __init__(self, home, phantoms):
         self.home, self.phantoms = Path(home), Path(phantoms)
         self.scan, self.found, self.asked, self.file_doubts, self._scans = None, {}, [], {}, []
-        self.series, self._job, self._loading = None, None, None
-        self._painter = Latest(self._paint, self._failed)
+        self.series, self._job, self._loading, self._reading = None, None, None, None
+        self._filling, self._paint_failed = False, False
+        self._painter = Latest(self._paint, self._not_painted)
         self._build()
         self._refresh_networks()
 
@@ -102,26 +103,35 @@ class Viewer:
         self.status.value = f'<p role="status">{html.escape(text)}</p>' if text else ""
 
     def _failed(self, error):
-        if isinstance(error, ct.ReadError):  # its path may be that of a temporary folder
-            self._say(f"{Path(error.path).name}: {error.what}. {error.mend}.")
-        else:
-            self._say(str(error) or type(error).__name__)
+        self._say(sentence(error))
+
+    def _not_painted(self, error):
+        self._paint_failed = True
+        for panel in self.panels:
+            panel.clear()
+        self._failed(error)
 
     # networks
 
     def _refresh_networks(self):
         self.found = networks.find(self.home)
         self.first.layout.display = "none" if self.found else ""
-        made = [name for name, run_dirs in self.found.items() if all(map(networks.is_made, run_dirs))]
+        made = [name for name, run_dirs in self.found.items() if all(map(answers.is_made, run_dirs))]
+        self._filling = True  # options choose their first by themselves
         fill(self.network, [(name, name) for name in self.found] or [("none yet", None)],
              next(iter([*made, *self.found]), None))
+        self._filling = False
+        self._on_network(None)
         if not self.found:
             self._tell("No trained network yet, and nothing is answered without one. Two can be made here from "
                        "phantoms, in about ten minutes; they will know phantoms and nothing of patients.")
 
     def _on_network(self, _):
         run_dirs = self.found.get(self.network.value)
-        if run_dirs:
+        if run_dirs and not self._filling:
+            self.asked = []
+            self._forget_series()
+            self._painter.request()
             self._loading = Job(lambda job: self._load(run_dirs), self._failed)
 
     def _load(self, run_dirs):
@@ -132,7 +142,7 @@ class Viewer:
             self._tell("")
         if run_dirs != self.found.get(self.network.value):
             return  # another choice was made meanwhile
-        self.asked, self.series = loaded, None
+        self.asked = loaded
         levels = dict.fromkeys(level for network in loaded for level in network.levels)
         blocks = dict.fromkeys(block["name"] for network in loaded for block in network.blocks)
         overlays = [(ALONE, ALONE), ("Grad-CAM, all levels", explain.ALL), *((_level_name(one), one) for one in levels),
@@ -156,6 +166,7 @@ class Viewer:
 
     def _start(self, work):
         if self._job and self._job.running:
+            self._say("Something is still at work. Wait for it, or cancel it.")
             return
         self._say("")
         for widget in (self.cancel, self.progress):
@@ -173,48 +184,58 @@ class Viewer:
 
     # scans
 
-    def open(self, path):
+    def open(self, path, title=None):
         """Look at a file or folder: its first scan, the others in `chosen`; a message where none can be read."""
         path = Path(path)
         try:
             if path.is_dir():
-                self._open_folder(path)
+                self._take(*scans.find(path))
             else:
-                self._take([scans.of_file(path)], [])
+                scan = scans.of_file(path)
+                scan.title = title or scan.title
+                self._take([scan], [])
         except (ct.ReadError, FileNotFoundError, ValueError) as error:
             self._failed(error)
 
     def _on_upload(self, folder):
-        def read(job):
-            self._tell("Reading ...")
-            try:
-                archives = [path for path in folder.iterdir() if path.suffix.lower() == ".zip"]
-                for archive in archives:
-                    scans.unpack(archive, folder / f"{archive.stem} (unpacked)")
+        self._reading = Job(lambda job: self._read_upload(folder), self._failed)
+
+    def _read_upload(self, folder):
+        self._tell("Reading ...")
+        taken = False
+        try:
+            left = scans.MAX_BYTES
+            for number, archive in enumerate(sorted(folder.iterdir())):
+                if archive.suffix.lower() == ".zip":
+                    target = folder / f"{archive.stem} (unpacked)"
+                    left = scans.unpack(archive, target if not target.exists() else folder / f"{number}-{target.name}",
+                                        left)
                     archive.unlink()
-                self._open_folder(folder)
-            finally:
-                self._tell("")
-
-        self._job = Job(read, self._failed)
-
-    def _open_folder(self, folder):
-        self._take(*scans.find(folder))
+            taken = self._take(*scans.find(folder))
+        finally:
+            (self.files.keep if taken else self.files.drop)()
+            self._tell("")
+        self._painter.request()
 
     def _take(self, found, problems):
-        told = [f"{Path(one.path).name}: {one.what}." for one in problems[:5]]
+        """Whether there is a scan among them to look at; the first is."""
+        told = [sentence(one) for one in problems[:5]]
         more = f" And {len(problems) - 5} more." if len(problems) > 5 else ""
         self._say(f"{len(problems)} files cannot be used. " + " ".join(told) + more if problems else "")
         if not found:
             if not problems:
                 self._say("There is no file in it.")
-            return
+            return False
+        for scan in found[:1]:
+            scan.is_hu  # noqa: B018  raises where it cannot be read, before anything changes
         self._scans = found
         fill(self.chosen, [(f"{scan.title} ({len(scan)})", number) for number, scan in enumerate(found)], 0)
+        return True
 
     def _on_gallery(self, change):
         if change["new"]:
-            self.open(change["new"])
+            self.open(change["new"], change["new"].relative_to(self.phantoms).as_posix())
+            self.gallery.value = None  # so that the same can be chosen again
 
     def _on_chosen(self, change):
         if change["new"] is not None and self._scans[change["new"]] is not self.scan:
@@ -226,11 +247,12 @@ class Viewer:
         except (ct.ReadError, OSError) as error:
             self._failed(error)
             return
-        self.scan, self.series, self.file_doubts = scan, None, {}
+        before, self.scan, self.file_doubts = self.scan, scan, {}
+        if before is not None:
+            before.forget()
         for control in (self.window, self.centre, self.width):
             control.disabled = not is_hu
-        self.patient.value = ""
-        self.suspicious.layout.display = self.save_table.layout.display = "none"
+        self._forget_series()
         facts = "".join(f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value[:200])}</td></tr>"
                         for name, value in scan.facts.items())
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in scan.notes)
@@ -239,6 +261,10 @@ class Viewer:
             self.position.max = len(scan)
             self.position.value = len(scan) // 2 + 1
         self._painter.request()
+
+    def _forget_series(self):
+        self.series, self.patient.value = None, ""
+        self.suspicious.layout.display = self.save_table.layout.display = "none"
 
     # a slice
 
@@ -252,18 +278,25 @@ class Viewer:
         self._painter.request()
 
     def _paint(self):
-        scan, index = self.scan, self.position.value - 1
+        scan, index, asked = self.scan, self.position.value - 1, list(self.asked)
+        overlay, k, opacity = self.overlay.value or ALONE, self.explained.value or "", self.opacity.value
         if scan is None or index >= len(scan):
             return
         shown = scan.picture(index, (self.centre.value, self.width.value))
         seen = Seen(scan.picture(index))
         about = f"slice {index + 1} of {len(scan)} of {scan.title}"
         path = scan.slices[index][0]
-        if path not in self.file_doubts:
-            self.file_doubts[path] = doubts.of_file(path)
-        for panel, network in zip(self.panels, [*self.asked, None, None], strict=False):
-            panel.show(shown, seen, network, about, self.file_doubts[path], overlay=self.overlay.value,
-                       k=self.explained.value, opacity=self.opacity.value, alone=network is None and bool(self.asked))
+        known = self.file_doubts
+        if path not in known:
+            known[path] = doubts.of_file(path)
+        for panel, network in zip(self.panels, [*asked, None, None], strict=False):
+            if network is None and (asked or panel is not self.panels[0]):
+                panel.hide()
+            else:
+                panel.show(index, shown, seen, network, about, known[path], overlay, k, opacity)
+        if self._paint_failed:
+            self._paint_failed = False
+            self._say("")
 
     # the whole scan
 
@@ -280,7 +313,7 @@ class Viewer:
                 return
             try:
                 picture = scan.picture(index)
-            except ct.ReadError as error:
+            except (ct.ReadError, OSError) as error:
                 problems.append(error)
                 continue
             lung = lungs.lung_mask(picture)
@@ -291,13 +324,16 @@ class Viewer:
             self._tell(f"{index + 1} of {len(scan)} slices read")
         tables = {}
         for number, network in enumerate(asked):
+            if job.cancelled:
+                self._tell("Cancelled.")
+                return
             scores = network.probabilities(np.stack(pictures[network.image_size])) if kept else np.zeros((0, 2))
             tables[network.variant] = scores
             self.progress.value = 0.8 + 0.2 * (number + 1) / len(asked)
         self._tell("")
         if problems:
-            self._say(f"{len(problems)} slices could not be read: {problems[0]}")
-        if kept and scan is self.scan:
+            self._say(f"{len(problems)} slices could not be read. {sentence(problems[0])}")
+        if kept and scan is self.scan and asked == self.asked:
             self._show_series(scan, asked, tables, kept)
 
     def _show_series(self, scan, asked, tables, kept):
@@ -339,8 +375,8 @@ class Viewer:
 
     def _on_save_picture(self, _):
         for panel in self.panels:
-            if panel.picture.png:
-                self.files.save(f"slice-{self.position.value}-{panel.name}.png", bytes(panel.picture.png), "image/png")
+            if panel.index is not None:
+                self.files.save(f"slice-{panel.index + 1}-{panel.name}.png", bytes(panel.picture.png), "image/png")
 
 
 class Seen:
@@ -359,14 +395,24 @@ class Panel:
     """One network's picture and answer."""
 
     def __init__(self, on_place):
-        self.picture, self.answer, self.name = Picture(), widgets.HTML(), "slice"
+        self.picture, self.answer, self.name, self.index = Picture(), widgets.HTML(), "alone", None
         self.picture.observe(lambda change: on_place(change["new"]), "place")
         self.view = widgets.VBox([self.picture, self.answer],
                                  layout=widgets.Layout(flex="1 1 300px", min_width="0", max_width=f"{SIDE + 20}px"))
 
-    def show(self, shown, seen, network, about, file_doubts, overlay, k, opacity, alone):
-        """shown: uint8 (H, W); seen: Seen; network: an Answerer or None; alone: hide the panel, another is enough."""
-        self.view.layout.display = "none" if alone else ""
+    def clear(self):
+        """Show nothing, rather than a slice that is not the one chosen."""
+        self.index, self.picture.png, self.answer.value = None, b"", ""
+
+    def hide(self):
+        self.clear()
+        self.view.layout.display = "none"
+
+    def show(self, index, shown, seen, network, about, file_doubts, overlay, k, opacity):
+        """shown: uint8 (H, W), slice `index` in the window chosen; seen: Seen; network: an Answerer, None for none."""
+        self.view.layout.display = ""
+        self.index, self.name = index, network.variant if network else "alone"
+        self.picture.clickable = network is not None and overlay.startswith("attention")
         if network is None:
             self.answer.value = ""
             self.picture.show(ct.fit_square(shown, SIDE), about)
@@ -375,23 +421,25 @@ class Panel:
         answer = network(image)
         best = int(answer.probabilities.argmax())
         k = network.classes.index(k) if k in network.classes else best
-        heat, told = _heat(answer, overlay, k, self._place(shown, seen), image.shape[0])
+        place, inside = self._place(shown, seen)
+        heat, told = _heat(answer, overlay, k, place, image.shape[0])
+        if self.picture.clickable and not inside:
+            told += ", or to the border next to it: it lies outside of what the network sees"
         picture = _blend(shown, seen.square, heat, opacity) if heat is not None else ct.fit_square(shown, SIDE)
-        self.name = network.variant
-        self.picture.clickable = overlay.startswith("attention")
         self.picture.show(picture, f"{about}, {told}, {network.variant} answers {network.classes[best]}")
         self.answer.value = _answer(network, answer, told, [*file_doubts, *doubts.of_slice(
             seen.picture, seen.lungs, seen.body, image, network.typical)])
 
     def _place(self, shown, seen):
-        """The place that was chosen, (row, column) in 0..1 of the network's square; its middle where none was."""
+        """((row, column) in 0..1 of the network's square, whether the place chosen lies in it); else its middle."""
         if len(self.picture.place) != 2 or seen.square is None:
-            return 0.5, 0.5
+            return (0.5, 0.5), True
         height, width = shown.shape
         side, (top, left, own) = max(height, width), seen.square
-        row = (self.picture.place[0] * side - (side - height) // 2 - top) / own
-        column = (self.picture.place[1] * side - (side - width) // 2 - left) / own
-        return float(np.clip(row, 0, 0.999)), float(np.clip(column, 0, 0.999))
+        chosen = ((self.picture.place[0] * side - (side - height) // 2 - top) / own,
+                  (self.picture.place[1] * side - (side - width) // 2 - left) / own)
+        place = tuple(float(np.clip(share, 0, 0.999)) for share in chosen)
+        return place, all(0 <= share <= 1 for share in chosen)
 
 
 def _heat(answer, overlay, k, place, size):

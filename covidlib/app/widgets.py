@@ -49,8 +49,8 @@ class Picture(anywidget.AnyWidget):
 class Files(anywidget.AnyWidget):
     """Uploads into a temporary folder, at most scans.MAX_FILES files and scans.MAX_BYTES; downloads by `save`.
 
-    on_files: called with a folder that holds what was uploaded, each file under its own name; on_problem: with a
-    sentence. The folder before is removed when the next upload begins, the last one with the process.
+    on_files: called with a folder that holds what was uploaded, each file under its own name, and answers by `keep` or
+    `drop`; on_problem: called with a sentence. What was kept before goes with `keep`, the last with the process.
     """
 
     _esm = STATIC / "files.js"
@@ -59,15 +59,27 @@ class Files(anywidget.AnyWidget):
     def __init__(self, on_files, on_problem, **options):
         super().__init__(**options)
         self._on_files, self._on_problem = on_files, on_problem
-        self._folder, self._names, self._left, self._open = None, [], 0, None
+        self._kept, self._coming, self._reading, self._names, self._left = None, None, False, [], 0
         self.on_msg(self._on_message)
 
     def save(self, name, content, kind):
         """Let the browser save `content`, bytes of the MIME type `kind`."""
         self.send({"kind": "save", "name": name, "type": kind}, [content])
 
+    def keep(self):
+        """The folder that on_files was called with takes the place of the one before."""
+        before, self._kept, self._coming, self._reading = self._kept, self._coming, None, False
+        _remove(before)
+
+    def drop(self):
+        """Remove the folder that on_files was called with, or what came of it so far."""
+        coming, self._coming, self._reading = self._coming, None, False
+        _remove(coming)
+
     def close(self):
-        self._remove()
+        for folder in (self._kept, self._coming):
+            _remove(folder)
+        self._kept = self._coming = None
         super().close()
 
     def _on_message(self, _, message, buffers):
@@ -77,34 +89,37 @@ class Files(anywidget.AnyWidget):
             try:
                 answer(message, buffers)
             except (OSError, ValueError) as error:
-                self._refuse(str(error))
+                self._refuse(getattr(error, "strerror", None) or str(error))
 
     def _start(self, message, _):
+        if self._reading:
+            raise ValueError("The files before are still being read. Wait until they are shown.")
         files = message["files"]
         size = sum(int(file["size"]) for file in files)
         if len(files) > scans.MAX_FILES or size > scans.MAX_BYTES:
             raise ValueError(f"{len(files)} files of {size / 1e6:,.0f} MB are too much: at most {scans.MAX_FILES:,} "
                              f"files and {scans.MAX_BYTES / 1e6:,.0f} MB can be looked at together. Open some of them.")
-        self._remove()
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-")
+        self.drop()
+        self._coming = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-")
         self._names, self._left = _distinct([str(file["name"]) for file in files]), scans.MAX_BYTES
         for name in self._names:
-            Path(self._folder.name, name).touch()
+            Path(self._coming.name, name).touch()
         self.send({"kind": "more"})
 
     def _part(self, message, buffers):
-        if self._folder is None:
+        if self._coming is None:
             return
         self._left -= len(buffers[0])
         if self._left < 0:
             raise ValueError("more came than was announced; nothing of it is kept.")
-        with open(Path(self._folder.name, self._names[int(message["file"])]), "ab") as file:
+        with open(Path(self._coming.name, self._names[int(message["file"])]), "ab") as file:
             file.write(buffers[0])
         self.send({"kind": "more"})
 
     def _end(self, *_):
-        if self._folder is not None:
-            self._on_files(Path(self._folder.name))
+        if self._coming is not None:
+            self._reading = True
+            self._on_files(Path(self._coming.name))
 
     def _failed(self, message, _):
         self._refuse(f"{message.get('name')} could not be read by the browser ({message.get('error')}).")
@@ -113,14 +128,15 @@ class Files(anywidget.AnyWidget):
         self._refuse("The upload was cancelled.")
 
     def _refuse(self, text):
-        self._remove()
+        if not self._reading:
+            self.drop()
         self.send({"kind": "stop"})
         self._on_problem(text)
 
-    def _remove(self):
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+
+def _remove(folder):
+    if folder is not None:
+        folder.cleanup()
 
 
 def _distinct(names):
@@ -129,7 +145,7 @@ def _distinct(names):
     for number, name in enumerate(names):
         name = name.replace("\\", "/").rsplit("/", 1)[-1].replace("\0", "") or "file"
         name = name.encode()[-180:].decode(errors="ignore")
-        if name in (".", "..") or name in kept:
+        while name in (".", "..") or name in kept:
             name = f"{number}-{name}"
         kept.append(name)
     return kept

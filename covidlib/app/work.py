@@ -2,6 +2,25 @@
 
 import threading
 import traceback
+from pathlib import Path
+
+from covidlib import ct
+
+
+def sentence(error):
+    """What a reader is told of an exception: never the folder that a file lies in."""
+    if isinstance(error, ct.ReadError):
+        name = Path(error.path).name
+        return f"{name}: {error.what}. {error.mend}.".replace(str(error.path), name)
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(error.filename).name}: {error.strerror}."
+    return str(error) or type(error).__name__
+
+
+def _note(error):
+    """A traceback for the log of what nobody foresaw; bad files are told on the page."""
+    if not isinstance(error, (ValueError, OSError)):
+        traceback.print_exception(error)
 
 
 class Latest:
@@ -33,7 +52,7 @@ class Latest:
             try:
                 self._function()
             except Exception as error:
-                traceback.print_exc()
+                _note(error)
                 self._on_error(error)
             finally:
                 with self._changed:
@@ -70,5 +89,5 @@ class Job:
         try:
             function(self)
         except Exception as error:
-            traceback.print_exc()
+            _note(error)
             on_error(error)

@@ -28,6 +28,7 @@ def test_a_cell_of_the_matrix_opens_its_slices(page, checkout):
     assert np.array_equal(page.figures["matrix"].data[0].text, counts)
     i, j = np.unravel_index(counts.argmax(), counts.shape)
     page.cell.value = (int(i), int(j))
+    assert page._shower.wait()
     assert f"{counts[i, j]} slices" in page.behind.value and page.slices.png
     assert f"true {run.classes[i]}, answered {run.classes[j]}" in page.slices.alt
     first = page.behind.value.split("<li>")[1].split(":")[0]
@@ -51,6 +52,7 @@ def test_a_hostile_name_is_text(page, monkeypatch):
     monkeypatch.setattr(page, "test", test.assign(path="<b>x</b>"))
     page.cell.value = None
     page.cell.value = page.cell.options[1][1]
+    assert page._shower.wait()
     assert "<b>" not in page.behind.value
 
 

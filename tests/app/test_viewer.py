@@ -1,6 +1,7 @@
 """The scan page without a browser: what its widgets hold after files, choices and clicks."""
 
 import io
+import threading
 import zipfile
 
 import numpy as np
@@ -45,10 +46,16 @@ def upload(page, files):
         for start in range(0, len(content), 1000):
             page.files._on_message(None, {"kind": "part", "file": number}, [content[start : start + 1000]])
     page.files._on_message(None, {"kind": "end"}, [])
-    if page._job:
-        page._job.wait(60)
+    if page._reading:
+        page._reading.wait(60)
     page._painter.wait()
     return said
+
+
+def as_png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def test_both_networks_answer_a_phantom_beside_each_other(page):
@@ -163,24 +170,60 @@ def test_a_file_that_cannot_be_read_is_a_message_and_loses_nothing(page, dicom, 
 def test_what_is_too_large_is_refused_before_it_is_sent_and_while_it_comes(page, monkeypatch):
     monkeypatch.setattr(widgets.scans, "MAX_BYTES", 2000)
     said = upload(page, [("a.png", bytes(5000))])
-    assert said[0] == "stop" and "at most" in page.message.value and page.files._folder is None
+    assert said[0] == "stop" and "at most" in page.message.value and page.files._coming is None
     page.files._on_message(None, {"kind": "start", "files": [{"name": "a", "size": 10}]}, [])
     page.files._on_message(None, {"kind": "part", "file": 0}, [bytes(5000)])
-    assert "more came than was announced" in page.message.value and page.files._folder is None
+    assert "more came than was announced" in page.message.value and page.files._coming is None
     page.files._on_message(None, {"kind": "cancel"}, [])
     assert "cancelled" in page.message.value
 
 
+def test_what_is_refused_leaves_the_scan_as_it_was(page, dicom, tmp_path, monkeypatch):
+    upload(page, [(f"{n}.png", as_png(np.full((40, 40), 20 * n, np.uint8))) for n in range(12)])
+    folder = page.scan.slices[0][0].parent
+    upload(page, [("broken.png", b"nothing")])
+    monkeypatch.setattr(widgets.scans, "MAX_BYTES", 10)
+    upload(page, [("large.png", bytes(50))])
+    assert folder.is_dir() and len(page.scan) == 12
+    page.position.value = 12
+    assert page._painter.wait() and page.panels[0].index == 11
+    assert len(list(folder.parent.glob(f"{folder.name[: len(widgets.PREFIX) + 3]}*"))) >= 1 and not page.files._coming
+
+
+def test_a_slice_that_cannot_be_read_shows_nothing_rather_than_another(page):
+    upload(page, [(f"{n:02}.png", as_png(np.full((40, 40), 20 * n, np.uint8))) for n in range(12)])
+    page.scan.slices[2][0].write_bytes(b"damaged meanwhile")
+    page.position.value = 3
+    assert page._painter.wait() and page.panels[0].picture.png == b"" and page.panels[0].answer.value == ""
+    assert "02.png" in page.message.value and widgets.PREFIX not in page.message.value
+    page.position.value = 4
+    assert page._painter.wait() and page.panels[0].index == 3 and page.message.value == ""
+
+
+def test_another_pair_of_networks_forgets_what_the_first_said(page, dicom):
+    page.open(dicom)
+    page._start(page._ask_series)
+    page._job.wait(60)
+    assert page.series is not None
+    page._on_network(None)
+    page._loading.wait(60)
+    assert page.series is None and page.patient.value == "" and len(page.asked) == 2
+
+
+def test_one_piece_of_work_at_a_time(page):
+    running = threading.Event()
+    page._start(lambda job: running.wait(20))
+    page._start(lambda job: pytest.fail("two at once"))
+    assert "still at work" in page.message.value
+    running.set()
+    page._job.wait(20)
+
+
 def test_file_names_lead_nowhere_and_are_distinct():
     names = widgets._distinct(["../../a.png", "C:\\x\\a.png", "..", "", "é" * 200 + ".png"])
+    assert len(set(widgets._distinct(["2-a.png", "a.png", "a.png"]))) == 3
     assert len(set(names)) == 5 and not any("/" in name or "\\" in name for name in names)
     assert all(0 < len(name.encode()) < 200 and name not in (".", "..") for name in names)
-
-
-def as_png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def test_a_picture_unlike_the_training_data_is_doubted_and_a_photograph_refused(page):
@@ -197,7 +240,8 @@ def test_a_picture_unlike_the_training_data_is_doubted_and_a_photograph_refused(
 def test_without_a_network_nothing_is_answered_and_one_is_offered(checkout, tmp_path, dicom):
     page = Viewer(tmp_path / "runs", checkout / "data" / "phantom")
     page.open(dicom)
-    assert pictures(page)[0].std() > 10 and page.panels[0].answer.value == ""
+    assert page._painter.wait() and page.panels[0].picture.png and page.panels[0].answer.value == ""
+    assert page.panels[1].index is None and page.panels[1].view.layout.display == "none"
     assert page.first.layout.display == "" and "No trained network yet" in page.status.value
     page._start(page._ask_series)
     page._job.wait(30)
