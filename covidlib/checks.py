@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import augmentation, evaluation, figures, runs, statistics
+from . import augmentation, evaluation, figures, runs, shortcuts, statistics
 from .splits import FOLDS
 
 COUNTS = {"covid": 1350, "viral": 300, "normal": 1350}  # section 3.2
@@ -63,6 +63,14 @@ class Evidence:
     def whole_folds(self, *variants) -> bool:
         """Whether all of `variants` were tested on every fold, and so on every slice."""
         return all({run.fold for run in self.folds if run.variant == name} >= set(range(FOLDS)) for name in variants)
+
+    def without_anatomy(self, variant):
+        """shortcuts.bar for the slices that a variant was tested on; None for phantoms and without an audit."""
+        path = self.folder / "audit" / "shortcuts.csv"
+        if self.dataset == "phantom" or not path.is_file():
+            return None
+        protocol = shortcuts.OFFICIAL if self.of(variant)[0].fold < 0 else shortcuts.CROSS_VALIDATION
+        return shortcuts.bar(pd.read_csv(path), protocol)
 
     def of(self, variant, among=None) -> list:
         """Its runs `among` some; else those of all folds, which test more slices, where they are complete."""
@@ -119,13 +127,19 @@ def _enough(evidence, table, text) -> None:
 
 
 def accuracy(evidence, variant, paper, label=None):
-    """Share of test slices classified correctly; holds if its 95 % interval reaches the paper's value."""
+    """Share of test slices classified correctly; holds if its 95 % interval reaches the paper's value.
+
+    On real slices it must lie above what is reached without anatomy, too, or it tells nothing of disease.
+    """
     table = evidence.correct(variant, label)
     low, high = statistics.proportion_interval(table["correct"], table["patient"])
     mean = table["correct"].mean()
     seeds = len({run.seed for run in evidence.of(variant)})
     text = f"{mean:.3f} of {len(table)} test slices, {seeds} seed{'s'[:seeds > 1]}"
     _enough(evidence, table, text)
+    if high >= paper and label is None and (best := evidence.without_anatomy(variant)) and low <= best[1]:
+        raise Missing(f"{text} ({low:.3f} to {high:.3f}), as high as in the paper, but so is what is reached without "
+                      f"anatomy: {best[0]} {best[1]:.3f}, on slices made alike; no evidence that disease is seen")
     return Finding(bool(high >= paper), text, (low, high))
 
 

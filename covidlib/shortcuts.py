@@ -20,10 +20,25 @@ from covidlib.datasets import patient_or_file
 from covidlib.statistics import proportion_interval
 
 COLUMNS = ["baseline", "seen", "protocol", "accuracy", "low", "high", "auc"]
+WITHOUT_ANATOMY = "file facts", "lungs blacked out"  # an accuracy not above these is no evidence that disease is seen
 CROSS_VALIDATION, OFFICIAL = "grouped cross-validation", "official test split"
 FILES, AS_READ, HARMONISED = "files", "as read", "harmonised"
 _SIDE, _RING, _BANDS = 32, 3, 12
 _ALONE = 200  # slices that are learned from before other processes would have started
+
+
+def bar(measured, protocol):
+    """(baseline, accuracy) of the better of WITHOUT_ANATOMY on harmonised slices; None where neither was measured.
+
+    measured: the audit's table, of which rows of `protocol` count, or of cross-validation where there are none.
+    """
+    rows = measured[measured["protocol"] == protocol]
+    rows = rows if len(rows) else measured[measured["protocol"] == CROSS_VALIDATION]
+    rows = rows[rows["baseline"].isin(WITHOUT_ANATOMY) & rows["seen"].isin((FILES, HARMONISED))]
+    if rows.empty:
+        return None
+    best = rows.loc[rows["accuracy"].idxmax()]
+    return best["baseline"], float(best["accuracy"])
 
 
 def file_facts(path):

@@ -389,10 +389,8 @@ def targets(table, measured):
     rows = []
     ucsd = table[(table.dataset == "ucsd-covid-ct") & (table.protocol == SPLIT) & (table.profile == PROFILE)
                  & (table.unit == "slice")]
-    seen = measured[(measured.dataset == "ucsd-covid-ct") & (measured.protocol == shortcuts.OFFICIAL)
-                    & (measured.profile == PROFILE)]
-    bar = seen.accuracy[(seen.baseline == "file facts")
-                        | (seen.baseline.eq("lungs blacked out") & seen.seen.eq(shortcuts.HARMONISED))].max()
+    seen = measured[(measured.dataset == "ucsd-covid-ct") & (measured.profile == PROFILE)]
+    _, bar = shortcuts.bar(seen, shortcuts.OFFICIAL) or (None, np.nan)
     for name, variant, measure, wanted in TARGETS:
         for row in ucsd[ucsd.variant == variant].to_dict("records"):
             rows.append({"target": name, "wanted": f">= {wanted}", "measured": row[measure], "low": row["low"],

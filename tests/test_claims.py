@@ -305,3 +305,20 @@ def test_a_difference_is_told_over_the_folds_where_there_are_any(tmp_path):
     assert pooled["interval"][0] > 0 and pooled["verdict"] == "reproduced"
     assert np.diff(pooled["interval"]) < np.diff(alone["interval"])
     assert "1 seed" in claims.check(folder, "accuracy")[0]["measured"]
+
+
+def test_an_accuracy_that_needs_no_anatomy_is_not_reproduced(tmp_path):
+    runs_dir = make_runs(tmp_path / "runs", "folder")
+    own = checks.accuracy(Evidence(runs_dir), "improved", 0.1)
+    assert own.holds
+    (runs_dir / "audit").mkdir()
+    table = pd.DataFrame([["lungs blacked out", "harmonised", "grouped cross-validation", own.interval[0] - 0.01],
+                          ["file facts", "files", "grouped cross-validation", 0.2],
+                          ["sharpness", "harmonised", "grouped cross-validation", 0.99]],
+                         columns=["baseline", "seen", "protocol", "accuracy"])
+    table.to_csv(runs_dir / "audit" / "shortcuts.csv", index=False)
+    assert checks.accuracy(Evidence(runs_dir), "improved", 0.1).holds
+    table.assign(accuracy=own.interval[0] + 0.01).to_csv(runs_dir / "audit" / "shortcuts.csv", index=False)
+    with pytest.raises(Missing, match="no evidence that disease is seen"):
+        checks.accuracy(Evidence(runs_dir), "improved", 0.1)
+    assert not checks.accuracy(Evidence(runs_dir), "improved", 1.1).holds
