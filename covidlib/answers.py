@@ -151,16 +151,24 @@ def _facts(run):
     }
 
 
-def _typical(run):
-    """doubts.typical of the training slices, None where they are not at hand."""
+def slices_of(run):
+    """(datasets.Source, uint8 (N, S, S)) of what a run was trained and tested on, or None where it is not at hand."""
     from covidlib import datasets, intake
 
     home = run.path.parents[1]
     try:
         source = datasets.open_saved(home)
-        images = intake.load_images(source, run.parameters["image_size"], home / "cache")
+        return source, intake.load_images(source, run.parameters["image_size"], home / "cache")
     except (OSError, ValueError, datasets.DataError):
         return None
+
+
+def _typical(run):
+    """doubts.typical of the training slices, None where they are not at hand."""
+    found = slices_of(run)
+    if found is None:
+        return None
+    source, images = found
     return doubts.typical(images[np.flatnonzero(source.manifest["split"] == "train")])
 
 

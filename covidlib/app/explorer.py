@@ -246,14 +246,12 @@ def _images(run, rows):
     """uint8 (N, TILE, TILE) of rows of predictions, as the network saw them; None where they are not at hand."""
     from PIL import Image
 
-    from covidlib import datasets, intake
+    from covidlib import answers, intake
 
-    home = run.path.parents[1]
-    try:
-        source = datasets.open_saved(home)
-        images = intake.load_images(source, run.parameters["image_size"], home / "cache")
-    except (OSError, ValueError, datasets.DataError):
+    found = answers.slices_of(run)
+    if found is None:
         return None
+    source, images = found
     keys = zip(source.manifest["path"], intake.slice_indices(source.manifest), strict=True)
     places = {key: n for n, key in enumerate(keys)}
     known = [places[key] for key in zip(rows["path"], rows["slice_index"], strict=True) if key in places]
