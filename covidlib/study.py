@@ -204,7 +204,7 @@ def _may(arm):
 def tested(row):
     """Where a row of `summary` or `differences` was tested, in words."""
     if row.protocol == ACROSS:
-        return f"{row.tested_on}, all of it"
+        return f"all of {row.tested_on}"
     return "its test part" if row.protocol == SPLIT else f"{row.folds} of {splits.FOLDS} folds"
 
 

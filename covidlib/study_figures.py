@@ -29,7 +29,8 @@ def draw(tables, found):
 def _where(row):
     start = row.profile.removeprefix(study.PROFILE).strip("-")
     note = f" ({row.told})" if row.told == study.MECHANICS else ""
-    return f"{row.dataset}{note}, {study.tested(row)}{f', start: {start}' if start else ''}"
+    trained = f"trained on {row.dataset}" if row.protocol == study.ACROSS else row.dataset
+    return f"{trained}{note}, {study.tested(row)}{f', start: {start}' if start else ''}"
 
 
 def accuracy(summary, baselines):
@@ -85,8 +86,8 @@ def differences(table):
              xlabel=f"points of accuracy more than {rows[0].against}; dashed: the paper's +{GAIN:.1f}")
     axis.set_yticklabels([f"{row.variant} · {_where(row)} (n = {row.n})" for row in rows], fontsize=9)
     real = [row for row in rows if row.told == study.AS_MEASURED]
-    clear = sum(row.low > 0 for row in real)
-    axis.set_title(f"{clear} of {len(real)} differences on real slices lie above zero")
+    above, below = sum(row.low > 0 for row in real), sum(row.high < 0 for row in real)
+    axis.set_title(f"Of {len(real)} differences on real slices {above} lie above zero, {below} below")
     return figure
 
 
