@@ -71,10 +71,7 @@ def _write(run, ready):
 
     if not explain.explains(run.variant):
         raise ValueError(f"maps of {run.variant} are not told: choose a network on ResNet-50. Received: {run.path}")
-    model = keras.models.load_model(run.path / "model.keras", compile=False)
-    single = keras.models.clone_model(
-        model, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"}))
-    single.set_weights(model.get_weights())
+    single = export.with_float32_layers(keras.models.load_model(run.path / "model.keras", compile=False))
     names = explain.levels(single)
     blocks = [layer.name.removesuffix("_weights") for layer in single.layers if layer.name.endswith("_weights")]
     kernel = ops.convert_to_numpy(single.get_layer("logits").kernel)

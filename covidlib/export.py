@@ -152,13 +152,21 @@ def _check(model, classes, calibration):
         raise ValueError(f"calibration must be slices, not blanks. Received: {calibration.min()} everywhere")
 
 
-def in_float32(model):
-    """The same network with float32 layers and uint8 inputs, called once, as Keras's exporter wants it."""
+def with_float32_layers(model):
+    """A copy of a network that computes in float32, whatever its policy was."""
     import keras
 
     single = keras.models.clone_model(
         model, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"}))
     single.set_weights(model.get_weights())
+    return single
+
+
+def in_float32(model):
+    """The same network with float32 layers and uint8 inputs, called once, as Keras's exporter wants it."""
+    import keras
+
+    single = with_float32_layers(model)
     inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="slice")
     serving = keras.Model(inputs, single(keras.ops.cast(inputs, "float32")))
     serving(np.zeros((1, *model.input_shape[1:]), np.uint8))

@@ -78,6 +78,8 @@ class Explorer:
                               widgets.HBox(parts, layout=widgets.Layout(flex_flow="row wrap"))]
 
     def _update(self):
+        from covidlib import evaluation
+
         self.read = [(name, runs.read_run(self.found[name])) for name in self.chosen.value]
         if not self.read:
             self.run = None
@@ -87,7 +89,7 @@ class Explorer:
             return
         self.run = self.read[0][1]
         self.test = self.run.predictions[self.run.predictions["split"] == "test"].reset_index(drop=True)
-        self.truth, self.predicted, self.scores = _decide(self.test, self.run.classes)
+        self.truth, self.predicted, self.scores = evaluation.decide(self.test, self.run.classes)
         self.message.value = _caution(self.read[0][0], self.run, self.test)
         self._draw_curves()
         self._draw_matrix()
@@ -109,9 +111,10 @@ class Explorer:
                       legend={"orientation": "h", "y": -0.3, "font": {"size": 10}})
 
     def _draw_matrix(self):
+        from covidlib import evaluation
+
         classes = list(self.run.classes)
-        counts = np.zeros((len(classes), len(classes)), int)
-        np.add.at(counts, (self.truth, self.predicted), 1)
+        counts = evaluation.confusion(self.test, classes).to_numpy()
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         heat = self._go.Heatmap(z=share, x=classes, y=classes, text=counts, texttemplate="%{text}", zmin=0, zmax=1,
                                 colorscale="Blues", colorbar={"title": "recall"},
@@ -222,12 +225,6 @@ class Explorer:
 
 def _layout():
     return {"autosize": True, "height": 330, "margin": {"l": 55, "r": 10, "t": 40, "b": 45}, "template": "plotly_white"}
-
-
-def _decide(predictions, classes):
-    from covidlib import evaluation
-
-    return evaluation.decide(predictions, classes)
 
 
 def _caution(name, run, test):
