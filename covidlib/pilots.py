@@ -1,10 +1,11 @@
 """The runs by which the study's recipe was chosen, and its levers one by one: reports/published/pilots.csv.
 
-    python -m covidlib.pilots /folder/of/ucsd-covid-ct      # what is missing; about 5 minutes a run on a core
+    python -m covidlib.pilots       # what is missing; about 5 minutes a run on a core, half an hour for UNLABELLED
 
 ResNet50 learns from the training part of UCSD's official split and is judged on the validation part; the test part is
-taken away before. PROTOCOL.md says which runs came before the study. Needs runs/ucsd-covid-ct/study of notebook 00;
-runs lie in runs/pilots, and one that is there is not trained again.
+taken away before. PROTOCOL.md says which runs came before the study. Needs runs/ucsd-covid-ct/study and
+runs/sarscov2-ct/study (the latter with resnet50 trained); runs lie in runs/pilots, and one that is there is not trained
+again.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from covidlib import datasets, evaluation, intake, provenance, training
+from covidlib import datasets, evaluation, intake, pretraining, provenance, self_supervised, training
 from covidlib.files import write_atomically
 
 VARIANT, SEED, EPOCHS, LAST = "resnet50", 100, 15, 5
+OTHER_SET, UNLABELLED = "sarscov2-ct", "unlabelled"  # starts: resnet50 of experiment 3; self_supervised
 CHOSEN = {"learning_rate": 1e-4, "augmentation": "paper", "weights": "phantom", "batch_size": 32, "image_size": 96,
           "mixup": 0.0, "average": 0.0}
 PILOTS = (  # what differs from CHOSEN, in the order in which they were run
@@ -33,17 +35,42 @@ PILOTS = (  # what differs from CHOSEN, in the order in which they were run
     {"learning_rate": 3e-5},
     {"mixup": 0.2},
     {"average": 0.98},
+    {"image_size": 160},
+    {"weights": OTHER_SET},
+    {"weights": UNLABELLED},
 )
 DIGITS = "%.4g"
 HOME = provenance.ROOT / "reports" / "published" / "pilots.csv"
 
 
-def open_ucsd(study, data_root, image_size):
+def open_ucsd(study, image_size):
     """(source, images) of notebook 00's folder `study` without the test part; images uint8 (N, S, S), harmonised."""
-    source = datasets.open_saved(study, data_root)
-    images = intake.load_images(source, image_size, Path(study, "cache"))
+    source, images = _open(study, image_size)
     kept = np.flatnonzero(source.manifest["split"] != "test")
     return replace(source, manifest=source.manifest.iloc[kept].reset_index(drop=True)), images[kept]
+
+
+def _open(study, image_size):
+    source = datasets.open_saved(study)
+    return source, intake.load_images(source, image_size, Path(study, "cache"))
+
+
+def start(recipe, study, other, home):
+    """What `training.train` takes as weights; those of 96 px fit every size, since ResNet-50 pools at its end.
+
+    study, other: folders of UCSD's and the other set's runs, whose training parts give UNLABELLED its slices.
+    """
+    size = CHOSEN["image_size"]
+    if recipe["weights"] == OTHER_SET:
+        return str(Path(other, VARIANT, "seed-0", "model.keras"))
+    if recipe["weights"] == UNLABELLED:
+        parts = [images[(source.manifest["split"] == "train").to_numpy()]
+                 for source, images in (_open(folder, size) for folder in (study, other))]
+        target = Path(home, f"{UNLABELLED}-{size}.weights.h5")
+        return str(self_supervised.make(np.concatenate(parts), target, start="phantom"))
+    if recipe["weights"] == "phantom" and recipe["image_size"] != size:
+        return str(pretraining.make(size))
+    return recipe["weights"]
 
 
 def folder_name(pilot):
@@ -54,14 +81,15 @@ def folder_name(pilot):
     return "_".join([VARIANT, f"{recipe['learning_rate']:g}", recipe["augmentation"], recipe["weights"], *more])
 
 
-def run(pilot, source, images, home, epochs=EPOCHS):
+def run(pilot, source, images, weights, home, epochs=EPOCHS):
     """Train one of PILOTS in `home`, or find it there: its row of the table.
 
-    source: without test slices; images: uint8 (N, S, S) of the pilot's image_size.
+    source: without test slices; images: uint8 (N, S, S) of the pilot's image_size; weights: of its `start`.
     """
     recipe = CHOSEN | pilot
     folder = Path(home, folder_name(pilot), f"seed-{SEED}")
-    training.train(source, images, folder, VARIANT, epochs=epochs, seed=SEED, deterministic=False, **recipe)
+    training.train(source, images, folder, VARIANT, epochs=epochs, seed=SEED, deterministic=False,
+                   **recipe | {"weights": weights})
     done = training.read_run(folder)
     late = done.history.tail(LAST)
     return {"variant": VARIANT, **recipe, "seed": SEED, "epochs": epochs, "val_slices": len(done.predictions),
@@ -93,16 +121,17 @@ def _answers(predictions, classes, name):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m covidlib.pilots", description=__doc__.split("\n")[0])
-    parser.add_argument("data_root", help="folder of ucsd-covid-ct")
     parser.add_argument("--study", default=str(provenance.ROOT / "runs" / "ucsd-covid-ct" / "study"))
+    parser.add_argument("--other", default=str(provenance.ROOT / "runs" / OTHER_SET / "study"))
     parser.add_argument("--home", default=str(provenance.ROOT / "runs" / "pilots"))
     parser.add_argument("--table", default=str(HOME))
     options = parser.parse_args(arguments)
     rows = []
     try:
-        opened = open_ucsd(options.study, options.data_root, CHOSEN["image_size"])
         for pilot in PILOTS:
-            rows.append(run(pilot, *opened, options.home))
+            recipe = CHOSEN | pilot
+            weights = start(recipe, options.study, options.other, options.home)
+            rows.append(run(pilot, *open_ucsd(options.study, recipe["image_size"]), weights, options.home))
             table = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format=DIGITS)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

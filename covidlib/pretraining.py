@@ -54,39 +54,64 @@ def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto
 
 
 def _train(target, image_size, slices, epochs, precision):
-    import keras
-
-    from covidlib.pipeline import feed
-
     source, images, lesions = load(target.parent, image_size, slices)
     kinds = source.manifest.label.map({name: k for k, name in enumerate(source.classes)}).to_numpy()
     labels = np.eye(len(source.classes), dtype=np.float32)[kinds]
     held_out = (source.manifest.split == "val").to_numpy()
-    keras.utils.set_random_seed(SEED)
-    state, log = target.with_suffix(".partial.keras"), target.with_suffix(".csv")
-    history = pd.read_csv(log).to_dict("records") if state.is_file() and log.is_file() else []
     steps = -(-int((~held_out).sum()) // BATCH) * epochs
-    trainer = keras.models.load_model(state) if history else _build(source.classes, image_size, precision, steps)
+
+    def data(epoch):
+        return (_batches(images, labels, lesions, np.flatnonzero(~held_out), seed=SEED, epoch=epoch,
+                         augmenter=augmentation.Augmenter(AUGMENTATION, SEED)),
+                _batches(images, labels, lesions, np.flatnonzero(held_out)))
+
+    trainer = fit(target, lambda: _build(source.classes, image_size, precision, steps), data, epochs, steps)
+    keep(trainer, _classifier(source.classes, image_size, precision), target)
+
+
+def fit(target, build, data, epochs, steps):
+    """The model of `build()` after `epochs`, `steps` in all; an interrupted training goes on after its last epoch.
+
+    data: epoch -> (training, validation) `pipeline.Batches`, the second may be None. A state lies beside `target`
+    until `keep`, and a table of the same name (.csv) tells the training.
+    """
+    import keras
+
+    from covidlib.pipeline import feed
+
+    keras.utils.set_random_seed(SEED)
+    state, log = _state(target), target.with_suffix(".csv")
+    history = pd.read_csv(log).to_dict("records") if state.is_file() and log.is_file() else []
+    trainer = keras.models.load_model(state) if history else build()
     # the log is written first: an epoch that only it knows is done again
     history = history[: int(trainer.optimizer.iterations) * epochs // steps]
     for epoch in range(len(history), epochs):
-        train = _batches(images, labels, lesions, np.flatnonzero(~held_out), seed=SEED, epoch=epoch,
-                         augmenter=augmentation.Augmenter(AUGMENTATION, SEED))
-        val = _batches(images, labels, lesions, np.flatnonzero(held_out))
-        found = trainer.fit(feed(train), validation_data=feed(val), initial_epoch=epoch, epochs=epoch + 1,
-                            shuffle=False, verbose=0).history
+        train, val = data(epoch)
+        found = trainer.fit(feed(train), validation_data=feed(val) if val else None, initial_epoch=epoch,
+                            epochs=epoch + 1, shuffle=False, verbose=0).history
         history.append({"epoch": epoch + 1, **{name: values[0] for name, values in found.items()}})
-        print(f"phantom weights, {image_size} px: epoch {epoch + 1} of {epochs}, accuracy on held-out patients "
-              f"{history[-1]['val_probabilities_accuracy']:.3f}", flush=True)
+        figures = ", ".join(f"{name} {history[-1][name]:.3f}" for name in ("loss", "val_probabilities_accuracy")
+                            if name in found)
+        print(f"{target.name}: epoch {epoch + 1} of {epochs}, {figures}", flush=True)
         trainer.save(f"{state}.new.keras")
         write_atomically(log, pd.DataFrame(history).to_csv(index=False))
         os.replace(f"{state}.new.keras", state)
-    backbone = _classifier(source.classes, image_size, precision)
-    for layer in backbone.layers:
-        layer.set_weights(trainer.get_layer(layer.name).get_weights())
-    backbone.save_weights(f"{target}.new.weights.h5")
+    return trainer
+
+
+def keep(trainer, classifier, target):
+    """Write at `target` the weights of `classifier` as `trainer` learnt them: the layers that both have."""
+    known = {layer.name for layer in trainer.layers}
+    for layer in classifier.layers:
+        if layer.name in known:
+            layer.set_weights(trainer.get_layer(layer.name).get_weights())
+    classifier.save_weights(f"{target}.new.weights.h5")
     os.replace(f"{target}.new.weights.h5", target)
-    state.unlink()
+    _state(target).unlink()
+
+
+def _state(target):
+    return target.with_suffix(".partial.keras")
 
 
 def load(home, image_size, slices=SLICES):
@@ -124,21 +149,29 @@ def _build(classes, image_size, precision, steps):
     import keras
     from keras import layers
 
-    from covidlib.optimizer import AdamW
-
     model = _classifier(classes, image_size, precision)
     heads = [layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name=_head(stage))(
         model.get_layer(stage).output) for stage in MAPS]
     trainer = keras.Model(model.inputs, [model.outputs[0], *heads])
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 10, alpha=0.01, warmup_target=LEARNING_RATE, warmup_steps=steps // 10)
-    optimizer = AdamW(schedule, weight_decay=0.05)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer = schedule(steps)
     names = [_head(stage) for stage in MAPS]
     trainer.compile(optimizer, ["categorical_crossentropy", *["binary_crossentropy"] * len(names)],
                     loss_weights=[1.0, *[LESION_WEIGHT] * len(names)], metrics=[["accuracy"], *[[]] * len(names)],
                     jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
     return trainer
+
+
+def schedule(steps):
+    """AdamW with a rate that rises over the first tenth of the steps and falls along a cosine."""
+    import keras
+
+    from covidlib.optimizer import AdamW
+
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 10, alpha=0.01, warmup_target=LEARNING_RATE, warmup_steps=steps // 10)
+    optimizer = AdamW(rate, weight_decay=0.05)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
 
 
 def _head(stage):

@@ -23,7 +23,7 @@ def pilot(**changes):
 
 
 def test_a_row_tells_recipe_and_validation_figures(opened, tmp_path):
-    row = pilots.run(pilot(learning_rate=0.03, augmentation="none"), *opened, tmp_path, epochs=20)
+    row = pilots.run(pilot(learning_rate=0.03, augmentation="none"), *opened, "none", tmp_path, epochs=20)
     assert row["learning_rate"] == 0.03 and row["val_slices"] == 6 and row["epochs"] == 20
     assert row["val_accuracy"] == row["flips_val_accuracy"] == 1.0  # brightness is the same after a flip
     assert row["val_auc"] == 1.0 and row["train_accuracy"] > 0.8
@@ -34,7 +34,7 @@ def test_a_row_tells_recipe_and_validation_figures(opened, tmp_path):
 
 def test_flips_are_averaged(opened, tmp_path):
     source, images = opened
-    pilots.run(pilot(), source, images, tmp_path, epochs=1)
+    pilots.run(pilot(), source, images, "none", tmp_path, epochs=1)
     run = training.read_run(next(tmp_path.glob("*/seed-100")))
     own = images[source.manifest["split"] == "val"]
     mean = pilots.flipped(run, own)
@@ -49,7 +49,7 @@ def test_the_test_part_is_taken_away(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "open_saved", lambda *_: datasets.Source(
         source.manifest, source.classes, tmp_path, "toy"))
     monkeypatch.setattr(intake, "load_images", lambda *_: images)
-    own, pictures = pilots.open_ucsd(tmp_path, "", 32)
+    own, pictures = pilots.open_ucsd(tmp_path, 32)
     assert set(own.manifest["split"]) == {"train", "val"} and len(pictures) == len(own.manifest) == 24
     assert np.array_equal(pictures, images[source.manifest["split"] != "test"])
 
@@ -62,5 +62,5 @@ def test_the_published_table_is_that_of_the_pilots():
 
 
 def test_a_missing_study_is_an_error(tmp_path, capsys):
-    assert pilots.main([str(tmp_path), "--study", str(tmp_path)]) == 2
+    assert pilots.main(["--study", str(tmp_path)]) == 2
     assert "run notebook 00_data first" in capsys.readouterr().err
