@@ -55,8 +55,8 @@ def _make(run, target):
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".answers.") as place:
         ready = Path(place, "ready")
         ready.mkdir()
-        facts = _write(run, ready) | _facts(run)
-        runs.write_json(ready / FACTS, facts)
+        told = _write(run, ready) | facts(run)
+        runs.write_json(ready / FACTS, told)
         shutil.rmtree(target, ignore_errors=True)
         ready.replace(target)
     return target
@@ -125,21 +125,21 @@ def _keep(converted, target, example, wanted):
     return order
 
 
-def _facts(run):
-    """What is told of the network beside its answers."""
-    from covidlib import evaluation, study
+def facts(run):
+    """What is told of the network of a run beside its answers: what it is, was trained on, and is worth."""
+    from covidlib import evaluation
 
     dataset, profile = run.path.absolute().parts[-4:-2]
     test = run.predictions[run.predictions["split"] == "test"]
-    temperature = study.temperature(run)
+    warmth = _temperature(run)
     truth, _, scores = evaluation.decide(test, run.classes)
-    scaled = calibration.scale(scores, temperature) if np.isfinite(temperature) and len(test) else scores
+    scaled = calibration.scale(scores, warmth) if warmth and len(test) else scores
     parameters = run.parameters
     return {
         "variant": run.variant, "seed": run.seed, "dataset": parameters.get("dataset", dataset), "profile": profile,
         "classes": list(run.classes), "image_size": parameters["image_size"], "epochs": len(run.history),
         "start": parameters.get("weights") or "none", "synthetic": parameters.get("dataset", dataset) == "phantom",
-        "temperature": float(temperature) if np.isfinite(temperature) else None,
+        "temperature": warmth,
         "calibration_error": calibration.expected_error(truth, scaled) if len(test) else None,
         "test": run.metrics.get("test") and {
             name: run.metrics["test"][name] for name in ("n", "patients", "accuracy", "accuracy_interval")},
@@ -158,6 +158,28 @@ def slices_of(run):
         return source, intake.load_images(source, run.parameters["image_size"], home / "cache")
     except (OSError, ValueError, datasets.DataError):
         return None
+
+
+def describe(network):
+    """One sentence: which network answers, trained on what, and what it reached there."""
+    start = "" if network.start == "none" else f", start: {network.start} weights"
+    text = (f"{network.variant}, seed {network.seed}, trained on {network.dataset} ({network.profile}, "
+            f"{network.epochs} epochs, {network.image_size} px{start})")
+    if network.synthetic:
+        text += ". Its slices were drawn, not scanned: what it says of a patient means nothing"
+    if network.test:
+        low, high = network.test["accuracy_interval"]
+        right, number = network.test["accuracy"], network.test["n"]
+        text += f". Right on {right:.0%} of its {number} test slices ({low:.0%} to {high:.0%})"
+    return text + "."
+
+
+def _temperature(run):
+    """That of study.temperature, None where there are no validation slices to fit it on."""
+    from covidlib import study
+
+    fitted = study.temperature(run)
+    return float(fitted) if np.isfinite(fitted) else None
 
 
 def _typical(run):
@@ -231,11 +253,11 @@ class Answer:
 
     def related(self, block, place, size):
         """float32 (size, size): the weights by which `block` gathers features for a place (row, column) in 0..1."""
-        facts = next(one for one in self.answerer.blocks if one["name"] == block)
-        rows, columns = facts["queries"]
+        known = next(one for one in self.answerer.blocks if one["name"] == block)
+        rows, columns = known["queries"]
         row, column = (min(int(share * count), count - 1) for share, count in zip(place, (rows, columns), strict=True))
         weights = self.attention[block]
-        own = weights[row * columns + column if len(weights) > 1 else 0].reshape(facts["keys"])
+        own = weights[row * columns + column if len(weights) > 1 else 0].reshape(known["keys"])
         return explain.enlarge(own[None], (size, size))[0]
 
 

@@ -31,7 +31,7 @@ def table(runs, split="test", baseline=BASELINE, seed=0):
         raise ValueError(f"the runs were predicted on different {split} slices. Received: {', '.join(names)}")
     rows = []
     for name, group in groups.items():
-        row = {"variant": name, "seeds": len(group)}
+        row = {"variant": name, "seeds": len(group), "n": len(rates[name])}
         for measure in MEASURES:
             values = np.array([run.metrics[split][measure] for run in group])
             row[f"{measure}_mean"] = values.mean()

@@ -213,13 +213,13 @@ def draw_reliability(axis, views):
 def comparison(table):
     """Accuracy of each variant and its difference to ResNet50, the paper's as diamonds (§3.3, Table 2).
 
-    table: as `covidlib.comparison.table` gives it. Bars: standard deviation over seeds on the left,
-    paired 95 % interval over patients on the right.
+    table: as `covidlib.comparison.table` gives it. Bars: 95 % intervals over patients, on the right paired.
     """
     table = table.iloc[::-1].reset_index(drop=True)
     figure, (left, right) = new(11, 2 + 0.45 * len(table), 1, 2)
-    left.errorbar(table["accuracy_mean"], table.index, xerr=table["accuracy_sd"].fillna(0), fmt="o",
-                  capsize=4, label="here (bars: sd over seeds; 95 % interval of the difference)")
+    mean, low, high = (table[f"accuracy_{name}"] for name in ("mean", "low", "high"))
+    left.errorbar(mean, table.index, xerr=[mean - low, high - mean], fmt="o", capsize=4,
+                  label="here (bars: 95 % interval, of the difference paired)")
     others = table[table["difference_low"].notna() & (table["variant"] != "resnet50")]
     mean, low, high = (others[name] for name in ("difference", "difference_low", "difference_high"))
     right.errorbar(mean, others.index, xerr=[mean - low, high - mean], fmt="o", capsize=4)
@@ -243,7 +243,8 @@ def comparison(table):
 
 def _highest(table) -> str:
     best = table.loc[table["accuracy_mean"] == table["accuracy_mean"].max(), "variant"]
-    return f"{best.iloc[0]} scores highest" if len(best) == 1 else f"{len(best)} variants share first place"
+    first = f"{best.iloc[0]} scores highest" if len(best) == 1 else f"{len(best)} variants share first place"
+    return f"{first} (n = {table['n'].max()} slices)"
 
 
 def shortcuts(table):

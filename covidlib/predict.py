@@ -1,21 +1,23 @@
 """A trained network's answer to somebody's own scans: a file or a folder in, a table and an HTML sheet out.
 
 Research software, not for diagnosis. The network knows only the classes and the kind of picture it was
-trained on, and answers with one of them whatever it is shown.
+trained on, and answers with one of them whatever it is shown: the column `doubts` says what is unlike that.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from covidlib import ct, export, intake
+from covidlib import answers, calibration, ct, doubts, export, harmonise, intake, runs
 from covidlib.files import write_atomically
 
 NOTICE = "Research software, not for diagnosis."
@@ -43,6 +45,17 @@ def load(model_path):
                                     "model.keras of a run directory, or an exported folder. "
                                     f"Received: model_path={model_path}")
     return keras.models.load_model(path, compile=False), tuple(json.loads(record.read_text())["classes"])
+
+
+def known_of(model_path):
+    """answers.facts of the model of a run directory as attributes; of another model `temperature` and `typical`, None.
+
+    The temperature is fitted on the run's validation slices, `typical` is doubts.typical of its training slices.
+    """
+    folder = Path(model_path).parent
+    if Path(model_path).is_dir() or not (folder / "predictions.csv").is_file():
+        return SimpleNamespace(temperature=None, typical=None)
+    return SimpleNamespace(**answers.facts(runs.read_run(folder)))
 
 
 def weights_file(model_path):
@@ -74,38 +87,52 @@ def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.DataFrame:
     """Classify every slice of `input_path` and write `predictions.csv`, `patients.csv`, `errors.csv`, `sheet.html`.
 
-    Returns the predictions: `path, patient, slice_index, predicted, p_<class>...`. A file that cannot be read
-    is listed in `errors.csv` and the rest goes on. Raises ValueError where no file can be read.
+    Returns the predictions: `path, patient, slice_index, predicted, p_<class>..., lung, doubts`; probabilities after
+    the temperature of `known_of`, `lung` whether one was found, `doubts` sentences on what is unlike the
+    training slices. A file that cannot be read is listed in `errors.csv` and the rest goes on. Raises ValueError where
+    no file can be read.
     """
     from tqdm.auto import tqdm
 
     model, classes = load(model_path)
-    size = model.input_shape[1]
+    known, size = known_of(model_path), model.input_shape[1]
     slices, errors = find_slices(input_path)
     root = Path(input_path).parent if Path(input_path).is_file() else Path(input_path)
-    rows, faults, thumbnails = [], errors.to_dict("records"), {}
+    rows, faults, pictures = [], errors.to_dict("records"), {}
+    of_file = functools.lru_cache(maxsize=1)(doubts.of_file)
     progress = tqdm(range(0, len(slices), batch_size), desc="slices", disable=None)
     for start in progress:
         images, kept = [], []
         for row in slices.iloc[start:start + batch_size].to_dict("records"):
+            path = root / row["path"]
             try:
-                images.append(intake.see(root / row["path"], row["slice_index"], size))
-                kept.append(row)
+                picture, body, lungs = intake.read(path, row["slice_index"])
             except ct.ReadError as error:
                 faults.append({"path": row["path"], "error": str(error)})
+                continue
+            images.append(harmonise.harmonise(picture, size, lungs)[0])
+            found = [*of_file(path), *doubts.of_slice(picture, lungs, body, images[-1], known.typical)]
+            kept.append(row | {"lung": bool(lungs.any()), "doubts": " ".join(found)})
         if not images:
             continue
         probabilities = _ask(model, np.stack(images))
+        if known.temperature:
+            probabilities = calibration.scale(probabilities, known.temperature)
         for row, image, p in zip(kept, images, probabilities, strict=True):
+            last = {name: row.pop(name) for name in ("lung", "doubts")}
             rows.append(row | {"predicted": classes[int(p.argmax())]}
-                        | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)})
-            thumbnails.setdefault(row["patient"], image)
+                        | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)} | last)
+            suspicion = 1 - p[-1]
+            if suspicion > pictures.get(row["patient"], (-1, None))[0]:
+                pictures[row["patient"]] = suspicion, image
     if not rows:
         raise ValueError(f"no readable slice among {len(faults)} files. Received: input_path={input_path}. "
                          f"First error: {faults[0]['error'] if faults else 'the folder is empty'}")
     predictions = pd.DataFrame(rows)
     patients = by_patient(predictions, classes)
-    _write(output_dir, predictions, patients, pd.DataFrame(faults, columns=["path", "error"]), thumbnails)
+    sheet = _sheet(patients, pd.DataFrame(faults, columns=["path", "error"]),
+                   {patient: image for patient, (_, image) in pictures.items()}, _told(model, known))
+    _write(output_dir, predictions, patients, pd.DataFrame(faults, columns=["path", "error"]), sheet)
     return predictions
 
 
@@ -117,35 +144,54 @@ def _ask(model, images):
 
 
 def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:
-    """Mean probabilities over each patient's slices, their number, and the class of the largest mean."""
+    """Mean probabilities over each patient's slices, and the class of the largest mean.
+
+    As in the app, slices without lung are left out where a patient has others. Columns: `patient, slices, used,
+    doubtful, predicted, p_<class>..., suspicious`; doubtful: slices with a doubt; suspicious: the slice (path, index)
+    whose probability of the last class, `normal` or `non_covid`, is least.
+    """
     columns = [f"p_{name}" for name in classes]
-    table = predictions.groupby("patient")[columns].mean()
-    table.insert(0, "predicted", [classes[i] for i in table.to_numpy().argmax(axis=1)])
-    table.insert(0, "slices", predictions.groupby("patient").size())
-    return table.reset_index()
+    rows = []
+    for patient, own in predictions.groupby("patient"):
+        used = own[own["lung"]] if own["lung"].any() else own
+        mean = used[columns].mean()
+        worst = own.loc[own[columns[-1]].idxmin()]
+        rows.append({"patient": patient, "slices": len(own), "used": len(used),
+                     "doubtful": int(own["doubts"].ne("").sum()), "predicted": classes[int(mean.to_numpy().argmax())],
+                     **mean, "suspicious": f"{worst['path']}, slice {worst['slice_index'] + 1}"})
+    return pd.DataFrame(rows)
 
 
-def _write(output_dir, predictions, patients, errors, thumbnails):
-    sheet = _sheet(patients, errors, thumbnails)
+def _told(model, known):
+    """Which network answers, and how far it is to be believed."""
+    trained = answers.describe(known) if hasattr(known, "variant") else f"{model.name}."
+    scaled = f"after temperature {known.temperature:.2f}" if known.temperature else "as trained, not calibrated"
+    usual = "" if known.typical else " Its training slices are not at hand to compare with."
+    return f"{trained} Probabilities {scaled}.{usual}"
+
+
+def _write(output_dir, predictions, patients, errors, sheet):
     for name, text in [("errors.csv", errors.to_csv(index=False)), ("patients.csv", patients.to_csv(index=False)),
                        ("sheet.html", sheet), ("predictions.csv", predictions.to_csv(index=False))]:
         write_atomically(Path(output_dir, name), text)
 
 
-def _sheet(patients, errors, thumbnails) -> str:
+def _sheet(patients, errors, images, told) -> str:
     """One HTML page without links: a row and a picture per patient, then the files that could not be read."""
     from PIL import Image
 
     pictures = {}
-    for patient, image in thumbnails.items():
+    for patient, image in images.items():
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "png")
         code = base64.b64encode(buffer.getvalue()).decode()
-        alt = html.escape(f"first slice of {patient}", quote=True)
+        alt = html.escape(f"most suspicious slice of {patient}", quote=True)
         pictures[patient] = f'<img alt="{alt}" src="data:image/png;base64,{code}">'
     table = patients.round(3).map(lambda value: html.escape(str(value)))
-    table.insert(0, "first slice", [pictures.get(patient, "") for patient in patients["patient"]])
+    table.insert(0, "most suspicious", [pictures.get(patient, "") for patient in patients["patient"]])
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Predictions</title>'
             "<style>body{font:16px system-ui;margin:2rem}td,th{padding:.3rem .8rem;text-align:left}</style>"
-            f"<h1>Predictions</h1><p><strong>{NOTICE}</strong></p>{table.to_html(index=False, escape=False)}"
+            f"<h1>Predictions</h1><p><strong>{NOTICE}</strong></p><p>{html.escape(told)} "
+            "Doubtful: slices unlike those it was trained on; predictions.csv says in what.</p>"
+            f"{table.to_html(index=False, escape=False)}"
             f"<h2>Files that could not be read: {len(errors)}</h2>{errors.to_html(index=False)}</html>")

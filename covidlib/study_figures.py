@@ -130,8 +130,9 @@ def reliability(table):
     kinds = dict(list(table.groupby("probabilities", sort=False)))
     figure, axes = new(4.8 * len(kinds), 4.4, 1, len(kinds))
     for axis, (kind, part) in zip(axes, kinds.items(), strict=True):
-        draw_reliability(axis, dict(list(part.groupby("variant", sort=False))))
-        axis.set_title(kind)
+        gaps = draw_reliability(axis, dict(list(part.groupby("variant", sort=False))))
+        told = " and ".join(f"{gap:.3f} ({variant})" for variant, gap in gaps.items())
+        axis.set_title(f"{kind}: off by {told}", fontsize=9)
     figure.suptitle(_where(next(table.itertuples())), fontsize=12, fontweight="bold", x=0.01, ha="left")
     return figure
 

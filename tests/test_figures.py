@@ -24,7 +24,8 @@ def history():
 
 @pytest.fixture(scope="module")
 def compared():
-    return pd.DataFrame({"variant": ["resnet50", "improved"], "seeds": [1, 5], "accuracy_mean": [0.8, 0.9],
+    return pd.DataFrame({"variant": ["resnet50", "improved"], "seeds": [1, 5], "n": [40, 40],
+                         "accuracy_mean": [0.8, 0.9], "accuracy_low": [0.7, 0.85], "accuracy_high": [0.88, 0.94],
                          "accuracy_sd": [np.nan, 0.02], "difference": [0.0, 0.1],
                          "difference_low": [0.0, 0.04], "difference_high": [0.0, 0.15]})
 
@@ -119,13 +120,16 @@ def test_precision_names_the_best_class_and_shows_chance():
 
 def test_comparison_title_follows_the_intervals(compared):
     assert texts(figures.comparison(compared)) == [
-        "improved scores highest", "Clearly different from resnet50: improved"]
+        "improved scores highest (n = 40 slices)", "Clearly different from resnet50: improved"]
+    bars = figures.comparison(compared).axes[0].collections[0].get_segments()
+    assert sorted(segment[:, 0].tolist() for segment in bars) == [[0.7, 0.88], [0.85, 0.94]]
     wide = compared.assign(difference_low=-0.1)
     assert texts(figures.comparison(wide))[1] == "Clearly different from resnet50: none"
 
 
 def test_comparison_tells_a_tie(compared):
-    assert texts(figures.comparison(compared.assign(accuracy_mean=0.5)))[0] == "2 variants share first place"
+    assert texts(figures.comparison(compared.assign(accuracy_mean=0.86)))[0] == (
+        "2 variants share first place (n = 40 slices)")
 
 
 def test_comparison_without_the_baseline(compared):

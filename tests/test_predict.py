@@ -44,6 +44,43 @@ def test_every_readable_slice_is_answered_and_the_rest_listed(model_path, scans,
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 4
 
 
+def test_probabilities_and_doubts_are_those_of_the_run(model_path, scans, tmp_path):
+    plain = predict.predict(model_path, scans, tmp_path / "plain")
+    columns = [f"p_{name}" for name in CLASSES]
+    run = tmp_path / "phantom" / "toy" / "mobilenet_v2" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "model.keras").write_bytes(model_path.read_bytes())
+    (run / "history.csv").write_text("epoch,loss\n1,1.0\n")
+    (run / "run.json").write_text(json.dumps({"classes": CLASSES, "model": {"weights_sha256": "0"},
+                                              "parameters": {"image_size": 32, "dataset": "phantom"}}))
+    certain = pd.DataFrame([[f"{k}.png", f"p{k}", "val", name, *np.where(np.arange(3) == (k + (k > 6)) % 3, 0.9, 0.05)]
+                            for k, name in enumerate(CLASSES * 4)],
+                           columns=["path", "patient", "split", "label", *columns])  # 0.9 each, half of them wrong
+    certain.to_csv(run / "predictions.csv", index=False)
+    known = predict.known_of(run / "model.keras")
+    assert known.temperature > 1.5 and known.typical is None and known.synthetic
+    table = predict.predict(run / "model.keras", scans, tmp_path / "out")
+    scaled = predict.calibration.scale(plain[columns].to_numpy(), known.temperature)
+    assert np.allclose(table[columns], scaled, atol=1e-5)
+    sheet = (tmp_path / "out" / "sheet.html").read_text()
+    assert "Its slices were drawn, not scanned" in sheet and f"temperature {known.temperature:.2f}" in sheet
+    marked = Image.new("RGB", (100, 100), (90, 90, 90))
+    marked.paste((250, 0, 0), (10, 10, 20, 20))
+    marked.save(tmp_path / "marked.png")
+    table = predict.predict(run / "model.keras", tmp_path / "marked.png", tmp_path / "out")
+    assert table.loc[0, "doubts"].startswith("1% of its pixels are coloured")
+
+
+def test_slices_without_lung_are_left_out_where_there_are_others():
+    rows = [["a/1.png", "a", 0, 0.9, 0.1, True, ""], ["a/2.png", "a", 1, 0.1, 0.9, False, "no lungs are in view."],
+            ["b/1.png", "b", 0, 0.2, 0.8, False, "no lungs are in view."]]
+    table = pd.DataFrame(rows, columns=["path", "patient", "slice_index", "p_covid", "p_normal", "lung", "doubts"])
+    patients = predict.by_patient(table, ("covid", "normal")).set_index("patient")
+    assert list(patients.loc["a", ["slices", "used", "doubtful", "predicted"]]) == [2, 1, 1, "covid"]
+    assert patients.loc["a", "p_covid"] == 0.9 and patients.loc["a", "suspicious"] == "a/1.png, slice 1"
+    assert list(patients.loc["b", ["slices", "used", "predicted"]]) == [1, 1, "normal"]
+
+
 def test_patients_are_means_over_their_slices(model_path, scans, tmp_path):
     table = predict.predict(model_path, scans, tmp_path / "out")
     patients = pd.read_csv(tmp_path / "out" / "patients.csv").set_index("patient")

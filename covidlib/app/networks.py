@@ -40,20 +40,6 @@ def load(run_dir):
     return answers.Answerer(answers.folder(run_dir))
 
 
-def describe(network):
-    """One sentence: which network answers, trained on what, and what it reached there."""
-    start = "" if network.start == "none" else f", start: {network.start} weights"
-    text = (f"{network.variant}, seed {network.seed}, trained on {network.dataset} ({network.profile}, "
-            f"{network.epochs} epochs, {network.image_size} px{start})")
-    if network.synthetic:
-        text += ". Its slices were drawn, not scanned: what it says of a patient means nothing"
-    if network.test:
-        low, high = network.test["accuracy_interval"]
-        right, number = network.test["accuracy"], network.test["n"]
-        text += f". Right on {right:.0%} of its {number} test slices ({low:.0%} to {high:.0%})"
-    return text + "."
-
-
 def make_first(home, data_root, job, progress):
     """Train the two networks on phantoms, drawn into `data_root`, below `home`/phantom/app; whether it was done.
 

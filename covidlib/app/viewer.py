@@ -500,7 +500,7 @@ def _answer(network, answer, told, found):
         if found else ""
     unknown = "" if network.typical else "<p>Its training slices are not at hand to compare with.</p>"
     return (f"<h3>{html.escape(network.variant)}</h3><p>{html.escape(told)}</p><table>{rows}</table>"
-            f"<p>{html.escape(trust)}</p>{warned}{unknown}<p>{html.escape(networks.describe(network))}</p>")
+            f"<p>{html.escape(trust)}</p>{warned}{unknown}<p>{html.escape(answers.describe(network))}</p>")
 
 
 def _level_name(level):

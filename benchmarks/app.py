@@ -1,0 +1,134 @@
+"""How long one waits for the app: its first paint, an answered slice, a whole scan of 300 slices of 512 px.
+
+    python -m benchmarks.app        # three minutes on 2 cores; needs Chromium; writes the bars app_bars_<device>.csv
+
+`resnet50` and `improved` answer beside each other, at 96 and at 224 px, after an epoch on a few phantoms: what they say
+does not matter. A slice is answered when its picture, both networks' probabilities and Grad-CAM stand in the widgets; a
+scan when its table does, read from DICOM files that were not read before. The first paint is from asking for the
+address to the first control, with the kernel that waits for the next page.
+"""
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+
+from benchmarks import tables
+from covidlib import answers, datasets, explain, intake, splits, timing, training
+from covidlib.app.viewer import Viewer
+
+COMMAND = "python -m benchmarks.app"
+SIZES, SLICES, SIDE, PAINTS, ASKED = (96, 224), 300, 512, 5, 60
+REPOSITORY = Path(__file__).parents[1]
+
+
+def main():
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        for size in SIZES:
+            train(root, size)
+        series = draw(root)
+        bars = []
+        for size in SIZES:
+            one, whole = answered(root / "runs" / str(size), series)
+            bars += [(f"a slice of {SIDE} px answered by two networks of {size} px, s", tables.AtMost(0.3), one),
+                     (f"{SLICES} slices of {SIDE} px, the same, s", tables.AtMost(30), (whole,) * 3)]
+        bars.append(("first paint, s", tables.AtMost(5), first_paint(root)))
+    tables.write_bars(bars, "app", COMMAND)
+
+
+def train(root, size):
+    """An epoch of both networks in root/runs/<size>/phantom/app, and their exports."""
+    home, phantoms = root / "runs" / str(size) / "phantom" / "app", root / "data" / "phantom" / "app"
+    source = datasets.load("phantom", phantoms, [12, 9, 12], seed=0)
+    source = datasets.replace(source, manifest=splits.assign(source.manifest, 0)[0])
+    datasets.save(source, home)
+    images = np.array(intake.load_images(source, size, home / "cache"))
+    for variant in ("resnet50", "improved"):
+        training.train(source, images, home / variant / "seed-0", variant, image_size=size, epochs=1, batch_size=16,
+                       seed=0, deterministic=False, progress=False)
+        answers.make(home / variant / "seed-0")
+
+
+def draw(root):
+    """Folder of one DICOM series: a patient's phantom slices again and again, with noise of their own."""
+    files = sorted((root / "data" / "phantom").rglob("*.dcm"))[:8]
+    folder, rng, series = root / "series", np.random.default_rng(0), pydicom.uid.generate_uid()
+    folder.mkdir()
+    for n in range(SLICES):
+        slice_ = pydicom.dcmread(files[n % len(files)])
+        factor = SIDE // slice_.Rows
+        pixels = slice_.pixel_array.repeat(factor, 0).repeat(factor, 1).astype(float) + rng.normal(0, 20, (SIDE, SIDE))
+        slice_.PixelData = pixels.clip(0, 4000).astype(slice_.pixel_array.dtype).tobytes()
+        slice_.Rows = slice_.Columns = SIDE
+        slice_.SeriesInstanceUID, slice_.SOPInstanceUID = series, pydicom.uid.generate_uid()
+        slice_.file_meta.MediaStorageSOPInstanceUID = slice_.SOPInstanceUID
+        slice_.InstanceNumber, slice_.ImagePositionPatient = n + 1, [0, 0, float(n)]
+        slice_.save_as(folder / f"{n:03d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def answered(home, series):
+    """((median, quartiles) of ASKED slices, seconds for the whole scan)."""
+    page = Viewer(home, series)
+    page._loading.wait(300)
+    page.open(series)
+    if len(page.asked) != 2 or len(page.scan) != SLICES:
+        raise RuntimeError(f"the page is not ready: {page.message.value}")
+    page.overlay.value = explain.ALL
+    page._painter.wait()
+    seconds = []
+    for n in range(1, ASKED + 1):
+        start = time.perf_counter()
+        page.position.value = n
+        page._painter.wait()
+        seconds.append(time.perf_counter() - start)
+    page.scan.forget()
+    start = time.perf_counter()
+    page.ask.click()
+    page._job.wait(600)
+    whole = time.perf_counter() - start
+    if page.series is None or len(page.series) != SLICES:
+        raise RuntimeError(f"the scan was not answered: {page.message.value}")
+    page.files.close()
+    return timing.quartiles(np.array(seconds[5:])), whole
+
+
+def first_paint(root):
+    """(median, quartiles) over PAINTS pages, one at a time, the next kernel warm."""
+    from playwright.sync_api import sync_playwright
+
+    (root / "reports" / "published" / "runs").mkdir(parents=True)
+    (root / "notebooks").mkdir()
+    shutil.copy(REPOSITORY / "notebooks" / "app.ipynb", root / "notebooks")
+    shutil.move(root / "runs" / str(SIZES[0]) / "phantom", root / "runs" / "phantom")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "covidlib.app.serve", "--port", str(port), "--root", str(root)],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = []
+    try:
+        with sync_playwright() as start, start.chromium.launch(executable_path=shutil.which("chromium"),
+                                                               args=["--no-sandbox"]) as browser:
+            for _ in range(PAINTS):
+                time.sleep(20)  # until the next kernel waits
+                page, begin = browser.new_page(), time.perf_counter()
+                page.goto(f"http://127.0.0.1:{port}/")
+                page.get_by_label("Networks").wait_for(timeout=60_000)
+                seconds.append(time.perf_counter() - begin)
+                page.close()
+    finally:
+        server.terminate()
+        server.wait(30)
+    return timing.quartiles(np.array(seconds))
+
+
+if __name__ == "__main__":
+    main()
