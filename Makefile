@@ -6,6 +6,7 @@ WEIGHTS ?=
 ON_ERROR ?= raise
 JOBS ?= 2
 BIN := .venv/bin
+quoted = '$(subst ','\'',$(value $(1)))'
 
 .PHONY: help env reproduce study publish test benchmark lab app clean lock
 
@@ -26,18 +27,19 @@ env: .venv/.complete ## make .venv from requirements.lock
 	@touch $@
 
 reproduce: env ## run a profile to its report and print the claims table
-	@$(BIN)/python workflow/reproduce.py --profile '$(PROFILE)' --dataset '$(DATASET)' \
-	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --on-error '$(ON_ERROR)' --jobs '$(JOBS)'
+	@$(BIN)/python workflow/reproduce.py --profile $(call quoted,PROFILE) --dataset $(call quoted,DATASET) \
+	  --data-root $(call quoted,DATA_ROOT) --weights $(call quoted,WEIGHTS) --on-error $(call quoted,ON_ERROR) \
+	  --jobs $(call quoted,JOBS)
 
 study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; a day
-	@for set in ucsd-covid-ct sarscov2-ct-256 covid-ct-md-sample; do [ -d "$(DATA_ROOT)/$$set" ] || { \
-	  echo "make study needs DATA_ROOT, a folder that holds $$set (README, The study). Received: DATA_ROOT=$(DATA_ROOT)"; \
+	@for set in ucsd-covid-ct sarscov2-ct-256 covid-ct-md-sample; do [ -d $(call quoted,DATA_ROOT)/$$set ] || { \
+	  echo "make study needs DATA_ROOT, a folder that holds $$set (README, The study). Received: DATA_ROOT="$(call quoted,DATA_ROOT); \
 	  exit 1; }; done
-	$(MAKE) reproduce PROFILE=study DATASET=ucsd-covid-ct DATA_ROOT='$(DATA_ROOT)/ucsd-covid-ct'
-	$(MAKE) reproduce PROFILE=study DATASET=sarscov2-ct DATA_ROOT='$(DATA_ROOT)/sarscov2-ct-256'
+	$(MAKE) reproduce PROFILE=study DATASET=ucsd-covid-ct DATA_ROOT=$(call quoted,DATA_ROOT)/ucsd-covid-ct
+	$(MAKE) reproduce PROFILE=study DATASET=sarscov2-ct DATA_ROOT=$(call quoted,DATA_ROOT)/sarscov2-ct-256
 	$(BIN)/python -m covidlib.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study
 	$(MAKE) reproduce PROFILE=study DATASET=phantom DATA_ROOT=
-	$(MAKE) reproduce PROFILE=study DATASET=covid-ct-md DATA_ROOT='$(DATA_ROOT)/covid-ct-md-sample'
+	$(MAKE) reproduce PROFILE=study DATASET=covid-ct-md DATA_ROOT=$(call quoted,DATA_ROOT)/covid-ct-md-sample
 	$(MAKE) publish
 
 publish: env ## reports/published and its tables in README.md and MODEL_CARD.md, from the study's runs
@@ -54,7 +56,7 @@ benchmark: env ## this machine's figures into benchmarks/, 40 minutes; frontier:
 	$(BIN)/python -m benchmarks.footprint
 	$(BIN)/python -m benchmarks.growth
 	for backend in tensorflow jax torch; do KERAS_BACKEND=$$backend $(BIN)/python -m benchmarks.gpu || exit 1; done
-	[ -z '$(DATA_ROOT)' ] || $(BIN)/python -m benchmarks.frontier --data-root '$(DATA_ROOT)'
+	[ -z $(call quoted,DATA_ROOT) ] || $(BIN)/python -m benchmarks.frontier --data-root $(call quoted,DATA_ROOT)
 	$(BIN)/python -m benchmarks.bars
 
 lab: env ## JupyterLab in notebooks/

@@ -31,7 +31,7 @@ PAPER = {
 def style() -> None:
     """One look for all figures: seaborn's white grid with its colour-blind-safe palette."""
     sns.set_theme(style="whitegrid", palette="colorblind", rc={
-        "figure.dpi": 100, "savefig.dpi": 150, "svg.hashsalt": "covidlib", "pdf.fonttype": 42,
+        "figure.dpi": 100, "savefig.dpi": 150, "text.parse_math": False, "svg.hashsalt": "covidlib", "pdf.fonttype": 42,
         "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"})
 
 

@@ -11,6 +11,7 @@ import functools
 import html
 import io
 import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,8 @@ def load(model_path):
 
     model_path: a run directory's `model.keras`, or a folder that `export.write` made, which is run by OpenVINO in
     float32. Raises FileNotFoundError where the model, or the `run.json` beside it, is missing: a network without
-    the names of its classes cannot be read.
+    the names of its classes cannot be read. ValueError for another kind of file, and for a model that holds code
+    (Lambda layers, functions of other packages) or is damaged: nothing of it is run.
     """
     path = Path(model_path)
     if path.is_dir():
@@ -44,7 +46,15 @@ def load(model_path):
             raise FileNotFoundError(f"no {needed.name} at {needed}. Train one with notebook 03_training, or give the "
                                     "model.keras of a run directory, or an exported folder. "
                                     f"Received: model_path={model_path}")
-    return keras.models.load_model(path, compile=False), tuple(json.loads(record.read_text())["classes"])
+    if not zipfile.is_zipfile(path):  # Keras would open a whole-model .h5, whose layers may hold code
+        raise ValueError(f"{path.name} is no .keras file. Give the model.keras of a run directory, or an exported "
+                         f"folder. Received: model_path={model_path}")
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises what it comes upon
+        raise ValueError(f"{path.name} was refused: it is damaged, or holds more than layers of Keras and covidlib. "
+                         f"({str(error).strip().splitlines()[0]}) Received: model_path={model_path}") from error
+    return model, tuple(json.loads(record.read_text())["classes"])
 
 
 def known_of(model_path):

@@ -1,4 +1,6 @@
 import json
+import pickle
+import zipfile
 
 import keras
 import numpy as np
@@ -131,3 +133,50 @@ def test_nothing_readable_writes_nothing(model_path, tmp_path):
     with pytest.raises(ValueError, match="no readable slice among 1 files"):
         predict.predict(model_path, tmp_path / "scans", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def hostile(folder, kind):
+    """A model file that would make `pwned` beside it if anything of it were run."""
+    target = folder / "pwned"
+    inputs = keras.Input((32, 32, 1))
+    if kind == "lambda":
+        touch = keras.layers.Lambda(eval(f"lambda x: (open({str(target)!r}, 'w').close(), x)[1]"))
+        keras.Model(inputs, touch(inputs)).save(folder / "model.keras")
+        target.unlink()
+    else:
+        keras.Model(inputs, keras.layers.Activation("relu")(inputs)).save(folder / "plain.keras")
+        names = {"function": {"module": "os", "class_name": "function", "config": "system",
+                              "registered_name": "system"},
+                 "class": {"module": "subprocess", "class_name": "Popen", "registered_name": None,
+                           "config": {"args": ["touch", str(target)]}}}
+        with zipfile.ZipFile(folder / "plain.keras") as plain, zipfile.ZipFile(folder / "model.keras", "w") as changed:
+            for name in plain.namelist():
+                content = plain.read(name)
+                if name == "config.json":
+                    config = json.loads(content)
+                    for layer in config["config"]["layers"]:
+                        if layer["class_name"] == "Activation":
+                            layer["config"]["activation"] = names[kind]
+                    content = json.dumps(config)
+                changed.writestr(name, content)
+    (folder / "run.json").write_text(json.dumps({"classes": CLASSES}))
+    return folder / "model.keras", target
+
+
+@pytest.mark.parametrize("kind", ["lambda", "function", "class"])
+def test_a_model_that_holds_code_is_refused_and_not_run(tmp_path, kind):
+    path, target = hostile(tmp_path, kind)
+    with pytest.raises(ValueError, match="was refused.*Received: model_path="):
+        predict.load(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("kind", ["h5", "pickle", "cut"])
+def test_only_whole_keras_files_are_opened(model_path, tmp_path, kind):
+    path = tmp_path / "model.keras"
+    content = {"h5": b"\x89HDF\r\n\x1a\n" + bytes(100), "pickle": pickle.dumps({"classes": CLASSES}),
+               "cut": model_path.read_bytes()[:-2000]}
+    path.write_bytes(content[kind])
+    (tmp_path / "run.json").write_text(json.dumps({"classes": CLASSES}))
+    with pytest.raises(ValueError, match="is no .keras file"):
+        predict.load(path)

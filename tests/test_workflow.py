@@ -1,14 +1,19 @@
-"""The smoke profile through Snakemake: killed, gone on with, repeated, and changed in one parameter."""
+"""The smoke profile through Snakemake, without a network: killed, gone on with, repeated, changed in one parameter."""
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import pydicom
 import pytest
+
+from covidlib import datasets
 
 REPORT, RUNS = "reports/phantom/smoke", "runs/phantom/smoke"
 
@@ -26,8 +31,16 @@ def command(checkout, *options):
     return [sys.executable, str(checkout / "workflow/reproduce.py"), "--profile", "smoke", *options]
 
 
+def offline(checkout):
+    """The environment in which every process is kept to this machine, see offline/sitecustomize.py."""
+    guard = Path(__file__).parent / "offline"
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(guard), *filter(None, [os.environ.get("PYTHONPATH")])]),
+                         "OFFLINE_LOG": str(checkout / "asked-for.txt")}
+
+
 def reproduce(checkout, *options):
-    return subprocess.run(command(checkout, *options), capture_output=True, text=True, cwd=checkout)
+    return subprocess.run(command(checkout, *options), capture_output=True, text=True, cwd=checkout,
+                          env=offline(checkout))
 
 
 def times(checkout):
@@ -39,7 +52,7 @@ def times(checkout):
 @pytest.mark.slow
 def test_killed_in_training_it_goes_on_and_ends_whole(checkout):
     process = subprocess.Popen(command(checkout), cwd=checkout, start_new_session=True, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+                               stderr=subprocess.DEVNULL, env=offline(checkout))
     deadline = time.monotonic() + 600
     while not list((checkout / RUNS).glob("*/seed-0.partial/state.json")):
         assert process.poll() is None and time.monotonic() < deadline, "training did not begin"
@@ -87,8 +100,69 @@ def test_a_changed_parameter_reruns_what_depends_on_it(checkout):
     assert "speed/speed.csv" in changed and all(path.startswith("speed/") for path in changed), changed
 
 
+@pytest.mark.slow
+def test_nothing_is_asked_of_a_network(checkout):
+    """Nothing before; and the guard is at work: this asks for a name that nobody has."""
+    asked = checkout / "asked-for.txt"
+    assert not asked.exists(), asked.read_text()
+    code = "import urllib.request; urllib.request.urlopen('http://nowhere.invalid')"
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline(checkout))
+    assert "offline: nowhere.invalid" in refused.stderr and asked.read_text() == "nowhere.invalid\n"
+
+
+TAGS = {"PatientName": "Zebedee^Quux", "PatientID": "MRN-48151623", "PatientBirthDate": "19371117",
+        "AccessionNumber": "ACC-7788990", "InstitutionName": "Xanadu Infirmary", "ReferringPhysicianName": "Wug^Blick",
+        "StudyID": "STU-55443322", "PatientAddress": "7 Foobar Mews"}
+
+
+@pytest.mark.slow
+def test_scans_with_names_to_hide_in_folders_whose_names_are_commands(checkout, tmp_path):
+    """From the review of the data to predictions: no tag in any output, and nothing that a name says is carried out."""
+    root = tmp_path / """it's "two" $(touch pwned) `touch pwned`; touch pwned & {x} \n %s ü"""
+    drawn = datasets.load("phantom", tmp_path / "drawn", [12, 9, 12], seed=3)
+    for number, row in enumerate(drawn.manifest.itertuples()):
+        slice_ = pydicom.dcmread(tmp_path / "drawn" / row.path)
+        for name, value in TAGS.items():
+            setattr(slice_, name, value)
+        slice_.PatientID += f"-{number % 4}{row.label}"
+        folder = root / f"{row.label} $(touch pwned)"
+        folder.mkdir(parents=True, exist_ok=True)
+        slice_.save_as(folder / f"{number} `touch pwned`.dcm")
+    given = {"profile": "smoke", "dataset": "folder", "data_root": str(root), "on_error": "raise"}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--cores", "2", "--configfile",
+         "workflow/profiles/smoke.yaml", str(tmp_path / "given.json"), "--",
+         "runs/folder/smoke/predict/predictions.csv"],
+        capture_output=True, text=True, cwd=checkout, env=offline(checkout))
+    assert done.returncode == 0, done.stderr[-4000:]
+    outputs = [path for place in ("runs/folder", "reports/folder", ".snakemake")
+               for path in (checkout / place).rglob("*") if path.is_file()]
+    assert {"manifest.csv", "predictions.csv", "sheet.html", "08_predict.ipynb"} <= {path.name for path in outputs}
+    told = [(path.name, value) for path in outputs for value in TAGS.values()
+            if value.encode() in path.read_bytes()]
+    assert not told and not [value for value in TAGS.values() if value in done.stdout + done.stderr]
+    assert not list(checkout.rglob("pwned")) + list(tmp_path.glob("pwned"))
+    assert not (checkout / "asked-for.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_may_be_called_as_a_number_is(checkout):
+    (checkout / "12").mkdir()
+    missing = reproduce(checkout, "--dataset", "ucsd-covid-ct", "--data-root", "12")
+    assert "12 is not a ucsd-covid-ct folder" in missing.stdout + missing.stderr
+
+
+def test_make_hands_on_what_it_was_given(repository):
+    given = """it's "two" $(shell touch pwned) `touch pwned`"""
+    shown = subprocess.run(["make", "--dry-run", "reproduce", f"DATA_ROOT={given}"], capture_output=True, text=True,
+                           cwd=repository)
+    assert given in shlex.split(shown.stdout.replace("\\\n", "")) and not (repository / "pwned").exists()
+
+
 def test_wrong_choices_are_named(checkout):
     assert "invalid choice: 'fast'" in reproduce(checkout, "--profile", "fast").stderr
+    assert "invalid choice: 'x; y'" in reproduce(checkout, "--dataset", "x; y").stderr
     assert "DATA_ROOT=" in reproduce(checkout, "--dataset", "ucsd-covid-ct").stderr
     assert "DATA_ROOT=nowhere" in reproduce(checkout, "--dataset", "folder", "--data-root", "nowhere").stderr
 

@@ -5,11 +5,15 @@ by a killed one, and may be taken away.
 """
 
 import argparse
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from covidlib.datasets import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = sorted(path.stem for path in (ROOT / "workflow/profiles").glob("*.yaml"))
@@ -18,7 +22,7 @@ PROFILES = sorted(path.stem for path in (ROOT / "workflow/profiles").glob("*.yam
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--dataset", default="phantom")
+    parser.add_argument("--dataset", choices=NAMES, default="phantom")
     parser.add_argument("--data-root", default="", help="the set's own folder; phantoms are made where it is left out")
     parser.add_argument("--weights", default="", help="none, imagenet, phantom, or a path, for runs in a folder of "
                         "their own, <profile>-<weights>; the profile's where it is left out")
@@ -32,14 +36,17 @@ def main():
         parser.error(f"no such folder. Received: DATA_ROOT={options.data_root}")
 
     profile = "-".join([options.profile, *([_named(options.weights)] if options.weights else [])])
-    (ROOT / ".snakemake").mkdir(exist_ok=True)
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile",
-                 "--configfile", f"workflow/profiles/{options.profile}.yaml", "--cores", str(options.jobs),
-                 "--rerun-incomplete", "--quiet", "host", "reason", "rules", "--config", f"profile={profile}",
-                 f"dataset={options.dataset}", f"data_root={options.data_root}", f"on_error={options.on_error}",
-                 *([f"start={options.weights}"] if options.weights else [])]
+    given = {"profile": profile, "dataset": options.dataset, "data_root": options.data_root,
+             "on_error": options.on_error} | ({"start": options.weights} if options.weights else {})
+    place = ROOT / ".snakemake"
+    place.mkdir(exist_ok=True)
+    # values in a file: Snakemake would guess what kind of value a name on its command line is
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--configfile",
+                 f"workflow/profiles/{options.profile}.yaml", str(place / "given.json"), "--cores", str(options.jobs),
+                 "--rerun-incomplete", "--quiet", "host", "reason", "rules"]
     try:
-        with FileLock(ROOT / ".snakemake" / "reproduce.lock", timeout=0):
+        with FileLock(place / "reproduce.lock", timeout=0):
+            (place / "given.json").write_text(json.dumps(given))
             subprocess.run([*snakemake, "--unlock"], cwd=ROOT, capture_output=True, check=False)
             status = subprocess.run(snakemake, cwd=ROOT, check=False).returncode
     except Timeout:
@@ -53,7 +60,7 @@ def main():
 
 def _named(weights):
     """Another start makes other runs, which lie beside those of the profile's own."""
-    return weights if weights in ("none", "imagenet", "phantom") else Path(weights).name.split(".")[0]
+    return re.sub(r"[^\w-]", "_", Path(weights).name.split(".")[0])
 
 
 if __name__ == "__main__":

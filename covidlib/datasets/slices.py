@@ -19,7 +19,8 @@ def expand(root, table):
 
     Slices of a DICOM series, all of one label and patient, are numbered from the feet up. `series` (a hash of its UID),
     `spacing_mm` (in-plane) and `slice_mm` are added where they are known. A patient who is not named is a volume, or
-    the hash of a PatientID. Volumes and series of at least WHOLE slices keep those that show lung.
+    the hash of a PatientID. Hashes are salted with the first DICOM file: the same set gives the same ones, and who
+    has not got it cannot try identifiers. Volumes and series of at least WHOLE slices keep those that show lung.
     """
     rows, problems, notes, groups, left_out = [], [], [], {}, 0
     for row in table.to_dict("records"):
@@ -37,6 +38,7 @@ def expand(root, table):
         except ReadError as error:
             problems.append(error)
     without_hu, people = 0, {}
+    salt = hashlib.sha256(b"covidlib" + min(next(iter(groups.values()))).read_bytes()).digest() if groups else b""
     for group in groups.values():
         series, strays = volumes.group_series(group, together=False)
         problems += strays
@@ -45,7 +47,7 @@ def expand(root, table):
             notes += one.notes
             without_hu += sum(map(dicom.lacks_rescale, one.headers))
             try:
-                shown = _series_rows(one, group, people)
+                shown = _series_rows(one, group, people, salt)
             except ReadError as error:
                 problems.append(error)
                 continue
@@ -71,13 +73,13 @@ def expand(root, table):
     return expanded.sort_values("place", kind="stable")[order + others], problems, notes
 
 
-def _series_rows(series, group, people):
+def _series_rows(series, group, people, salt):
     """Rows of one series; `people`, hash of a PatientID -> names given to it here, grows."""
     if not series.axial:
         raise ReadError(series.files[0], f"is the first of {len(series.files)} slices that are not axial",
                         "Convert the series to one NIfTI file, which is read in any orientation")
     slice_mm, row_mm, column_mm = series.spacing
-    facts = {"series": _short_hash(series.uid) if series.uid else None, "slice_mm": slice_mm,
+    facts = {"series": _short_hash(series.uid, salt) if series.uid else None, "slice_mm": slice_mm,
              "spacing_mm": row_mm if row_mm == column_mm else None}
     slices, numbers, patients = [], [], []
     for n, (file, header) in enumerate(zip(series.files, series.headers, strict=True)):
@@ -86,8 +88,9 @@ def _series_rows(series, group, people):
         numbers += [n] if frames == 1 else range(frames)
         name = str(header.get("PatientID") or "")
         if name:
-            people.setdefault(_short_hash(name), set()).add(group[file]["patient"])
-        loose = f"dicom-{_short_hash(name)}" if name else f"{group[file]['label']}/{file.name}" if frames > 1 else ""
+            people.setdefault(_short_hash(name, salt), set()).add(group[file]["patient"])
+        alone = f"{group[file]['label']}/{file.name}" if frames > 1 else ""
+        loose = f"dicom-{_short_hash(name, salt)}" if name else alone
         patients += [group[file]["patient"] or loose] * frames
     shown = set(_with_lung(slices)) if series.uid else set(slices)
     return [{**group[one[0]], **facts, "patient": patient, "slice_index": number}
@@ -130,5 +133,5 @@ def _frames(header):
     return int(header.get("NumberOfFrames") or 1)
 
 
-def _short_hash(text):
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _short_hash(text, salt):
+    return hashlib.blake2b(text.encode(), key=salt, digest_size=6).hexdigest()

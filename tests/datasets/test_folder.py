@@ -91,6 +91,10 @@ def test_loose_dicom_files_are_grouped_by_patient_without_naming_them(tmp_path):
     patients = datasets.load("folder", tmp_path).manifest.patient.tolist()
     assert patients[0] == patients[1] == patients[2] != "" and patients[3] == ""
     assert "Doe" not in patients[0]
+    again = datasets.load("folder", tmp_path).manifest
+    assert again.patient.tolist() == patients
+    write_dicom(tmp_path / "covid" / "0", "Roe")  # another set: another salt, so that nobody looks keys up in a list
+    assert datasets.load("folder", tmp_path).manifest.patient[1] not in patients
 
 
 def test_manifest_csv(tmp_path):
