@@ -8,7 +8,7 @@ JOBS ?= 2
 BIN := .venv/bin
 quoted = '$(subst ','\'',$(value $(1)))'
 
-.PHONY: help env reproduce study publish test benchmark lab app clean lock
+.PHONY: help env reproduce study publish test benchmark lab app audit clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -64,6 +64,13 @@ lab: env ## JupyterLab in notebooks/
 
 app: env ## the scan viewer as a page of its own; prints its address
 	@$(BIN)/python -m covidlib.app.serve
+
+audit: env ## known vulnerabilities of what the lock pins, and docs/licenses.md anew
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[audit]"
+	{ printf '# Licences of what the lock pins\n\nMade by `make audit`, from what each package says of itself.\n\n'; \
+	  $(BIN)/pip-licenses --from=mixed --ignore-packages covidlib --format=markdown --order=name; } > docs/licenses.md.new
+	mv docs/licenses.md.new docs/licenses.md
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 lock: env ## resolve requirements.lock and environment.yml anew (needs uv)
 	$(BIN)/python workflow/lock.py

@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, and their checksums."""
 
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,6 +21,14 @@ def write_atomically(path, content):
     except BaseException:
         os.unlink(name)
         raise
+
+
+def require_room(folder, size):
+    """Raise OSError where the disk of `folder` has no room for `size` bytes; HDF5 would take the process down."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"{size / 1e6:.0f} MB are needed in {folder}, and {free / 1e6:.0f} MB are free: "
+                                    "make room, and the same call goes on")
 
 
 def sha256(path) -> str:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from covidlib import evaluation, provenance
 from covidlib.augmentation import Augmenter
-from covidlib.files import write_atomically
+from covidlib.files import require_room, sha256, write_atomically
 from covidlib.intake import quiet, slice_indices
 from covidlib.models import build_classifier
 from covidlib.optimizer import AdamW
@@ -28,16 +28,17 @@ HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
 class Session:
     """One training in `folder`, resumed if the same one was begun there.
 
-    state.json is the truth: it holds the history and names the epoch whose checkpoint and best weights count. Order
-    and augmentation follow from seed and epoch, dropout from seed generators that are in the checkpoint, the learning
-    rate from the optimiser's count of steps: a resumed session ends as if it had never stopped.
+    state.json is the truth: it holds the history, and checksums of the checkpoints and best weights of the last two
+    epochs; where a file of the last is damaged, the one before counts. Order and augmentation follow from seed and
+    epoch, dropout from seed generators that are in the checkpoint, the learning rate from the optimiser's count of
+    steps: a resumed session ends as if it had never stopped.
     """
 
     def __init__(self, source, images, folder, parameters):
         self.source, self.images, self.folder, self.parameters = source, images, folder, parameters
         codes = source.manifest["label"].map({name: k for k, name in enumerate(source.classes)})
         self.labels = np.eye(len(source.classes), dtype=np.float32)[codes.to_numpy(dtype=int)]
-        self.state = {"parameters": parameters, "history": [], "best_epoch": None, "wall_seconds": 0.0}
+        self.state = {"parameters": parameters, "history": [], "sha256": {}, "wall_seconds": 0.0}
         self.started = time.perf_counter()
         begun = self._begun()
         keras.utils.clear_session()
@@ -64,13 +65,15 @@ class Session:
         ready = self.folder / "finished"
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
+        require_room(ready, 3 * sum(array.nbytes for array in self.model.get_weights()))
+        best, last = _best_epoch(self.state["history"]), self.model.get_weights()
+        if best is not None:
+            with open(self._best(best), "rb") as file:
+                self.model.set_weights([np.load(file) for _ in last])
+        self.model.save_weights(ready / "best.weights.h5")
+        self.model.set_weights(last)
         self.trainer.optimizer.take_average(self.trainer.trainable_variables)
         self.model.save(ready / "model.keras")
-        best = self.state["best_epoch"]
-        if best is None:
-            self.model.save_weights(ready / "best.weights.h5")
-        else:
-            shutil.copyfile(self._best(best), ready / "best.weights.h5")
         pd.DataFrame(self.state["history"], columns=HISTORY).to_csv(ready / "history.csv", index=False)
         predictions = self._predict()
         predictions.to_csv(ready / "predictions.csv", index=False)
@@ -126,7 +129,7 @@ class Session:
         return {k: float(counts.sum() / (len(counts) * count)) for k, count in enumerate(counts)}
 
     def _stopped_early(self):
-        patience, best = self.parameters["early_stopping"], self.state["best_epoch"]
+        patience, best = self.parameters["early_stopping"], _best_epoch(self.state["history"])
         return patience is not None and len(self.state["history"]) - (best or 0) >= patience
 
     def _variables(self):
@@ -136,40 +139,69 @@ class Session:
         for variable in self._variables():
             np.save(file, variable.numpy())
 
+    def _write_weights(self, file):
+        for array in self.model.get_weights():
+            np.save(file, array)
+
     def _checkpoint(self, epoch):
         return self.folder / f"epoch-{epoch:04d}.arrays"
 
     def _best(self, epoch):
-        return self.folder / f"best-{epoch:04d}.weights.h5"
+        return self.folder / f"best-{epoch:04d}.arrays"
+
+    def _files(self, history):
+        """What a session needs to go on after the epochs of `history`."""
+        best = _best_epoch(history)
+        return [self._checkpoint(len(history)), *([self._best(best)] if best else [])]
 
     def _save(self, row):
-        epoch, history = row["epoch"], self.state["history"]
-        losses = [past["val_loss"] for past in history if past["epoch"] == self.state["best_epoch"]]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if row["val_loss"] is not None and (not losses or row["val_loss"] < losses[0]):
-            self.model.save_weights(self._best(epoch))
-            self.state["best_epoch"] = epoch
-        write_atomically(self._checkpoint(epoch), self._write_variables)
-        history.append(row)
-        state = {**self.state, "wall_seconds": self._wall_seconds()}
-        current = self.folder / "state.json"
-        write_atomically(current, json.dumps(state))
-        keep = {current, self._checkpoint(epoch), self._best(self.state["best_epoch"] or 0)}
-        for path in set(self.folder.iterdir()) - keep:
+        epoch, history = row["epoch"], [*self.state["history"], row]
+        written = [self._checkpoint(epoch)]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if _best_epoch(history) == epoch:
+                written.append(self._best(epoch))
+                write_atomically(written[-1], self._write_weights)
+            write_atomically(written[0], self._write_variables)
+            known = self.state["sha256"] | {path.name: sha256(path) for path in written}
+            files = {path for count in (epoch - 1, epoch) if count for path in self._files(history[:count])}
+            self.state |= {"history": history, "sha256": {path.name: known[path.name] for path in files}}
+            state = {**self.state, "wall_seconds": self._wall_seconds()}
+            write_atomically(self.folder / "state.json", json.dumps(state))
+        except OSError as error:
+            raise OSError(f"epoch {epoch} could not be written to {self.folder} ({error}). Mend that: the same call "
+                          f"goes on after epoch {epoch - 1}.") from error
+        for path in set(self.folder.iterdir()) - files - {self.folder / "state.json"}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _begun(self):
-        """Whether `folder` holds this very training; what it holds of another one is removed."""
+        """Whether `folder` holds this very training; what it holds of another one, or nothing whole of, is removed."""
         if not (self.folder / "state.json").is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
             return False
-        state = json.loads((self.folder / "state.json").read_text())
+        try:
+            state = json.loads((self.folder / "state.json").read_text())
+        except ValueError:
+            return self._start_over(f"{self.folder / 'state.json'} is damaged")
         if other := differences(state["parameters"], self.parameters):
-            warnings.warn(f"{self.folder} was begun with {other}: starting over", stacklevel=4)
-            shutil.rmtree(self.folder)
-            return False
-        self.state = state
+            return self._start_over(f"{self.folder} was begun with {other}")
+        epochs, known = len(state["history"]), state.get("sha256", {})
+        for count in range(epochs, max(0, epochs - 2), -1):
+            files = self._files(state["history"][:count])
+            if all(path.is_file() and known.get(path.name) == sha256(path) for path in files):
+                break
+        else:
+            return self._start_over(f"no checkpoint in {self.folder} is whole")
+        if count < epochs:
+            warnings.warn(f"{self.folder}, epoch {epochs} is damaged: going on after the one before", stacklevel=5)
+        self.state = state | {"history": state["history"][:count],
+                              "sha256": {path.name: known[path.name] for path in files}}
         return True
+
+    def _start_over(self, why):
+        warnings.warn(f"{why}: starting over", stacklevel=6)
+        shutil.rmtree(self.folder)
+        return False
 
     def _load(self):
         with open(self._checkpoint(len(self.state["history"])), "rb") as file:
@@ -208,12 +240,18 @@ class Session:
             "parameters": self.parameters,
             "classes": list(classes),
             "metrics": {split: evaluation.metrics(rows, classes) for split, rows in parts.items() if len(rows)},
-            "best_epoch": self.state["best_epoch"] or len(self.state["history"]),
+            "best_epoch": _best_epoch(self.state["history"]) or len(self.state["history"]),
             "epochs_trained": len(self.state["history"]),
             "wall_seconds": wall,
             "model": {"parameters": self.model.count_params(), "weights_sha256": weights_sha256(self.model)},
             "provenance": provenance.collect(self.parameters, wall_seconds=wall, **used),
         }
+
+
+def _best_epoch(history):
+    """The first epoch of the lowest validation loss; None without validation slices."""
+    rows = [row for row in history if row["val_loss"] is not None]
+    return min(rows, key=lambda row: np.nan_to_num(row["val_loss"], nan=np.inf))["epoch"] if rows else None
 
 
 def weights_sha256(model):

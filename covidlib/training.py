@@ -12,6 +12,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from filelock import FileLock, Timeout
 
 from covidlib.augmentation import Augmenter
 from covidlib.files import sha256
@@ -21,6 +22,8 @@ from covidlib.runs import Run, differences, find_runs, read_json, read_run
 from covidlib.session import Session
 
 __all__ = ["Run", "find_runs", "read_run", "train"]
+
+PATIENCE = 10  # seconds for the kernel of a killed training of the same run to end
 
 
 def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, seed, weights=None, precision="auto",
@@ -48,7 +51,8 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
 
     Returns the content of run.json; at once if `run_dir` holds this very run. Raises ValueError for a
     parameter or data that does not fit, or if `run_dir` holds another run; FloatingPointError if the loss
-    is not finite (the last good epoch stays in the partial folder).
+    is not finite, OSError if an epoch cannot be written (the last good one stays in the partial folder); RuntimeError
+    if another process trains this run.
     """
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
@@ -75,6 +79,16 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
     parameters |= {name: value for name, value in (("mixup", mixup), ("average", average)) if value}
     parameters = json.loads(json.dumps(parameters))  # as run.json will give them back
     run_dir = Path(run_dir)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir.with_name(f".{run_dir.name}.lock"), timeout=PATIENCE):
+            return _train(source, images, run_dir, parameters, progress)
+    except Timeout:
+        raise RuntimeError(f"another training is at work on {run_dir}: wait for its end, or choose another "
+                           "folder") from None
+
+
+def _train(source, images, run_dir, parameters, progress):
     partial = run_dir.with_name(run_dir.name + ".partial")
     if (run_dir / "run.json").exists():
         content = read_run(run_dir).content
@@ -82,8 +96,8 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
             raise ValueError(f"{run_dir} holds a finished run with {other}. Choose another folder or remove it.")
         shutil.rmtree(partial, ignore_errors=True)
         return content
-    keras.utils.set_random_seed(seed)
-    if deterministic and keras.backend.backend() == "tensorflow":
+    keras.utils.set_random_seed(parameters["seed"])
+    if parameters["deterministic"] and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()

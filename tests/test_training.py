@@ -168,6 +168,95 @@ def test_interrupted_anywhere_it_goes_on(small, whole, tmp_path, monkeypatch, mo
     assert_same_run(whole, tmp_path / "cut")
 
 
+def cut_after(folder, monkeypatch, epochs):
+    """Leave the partial folder of a tiny run that stopped after so many epochs."""
+    original = session.Session._fit_epoch
+
+    def interrupted(self, epoch):
+        if epoch == epochs:
+            raise KeyboardInterrupt
+        return original(self, epoch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session.Session, "_fit_epoch", interrupted)
+        train(folder)
+    return folder.with_name(folder.name + ".partial")
+
+
+@pytest.mark.parametrize("file", ["epoch-0002.arrays", "best-*.arrays"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(small, whole, tmp_path, monkeypatch, capsys, file, damage):
+    partial = cut_after(tmp_path / "run", monkeypatch, epochs=2)
+    path = sorted(partial.glob(file))[-1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flipped" else content[:-100])
+    with pytest.warns(UserWarning, match="damaged: going on after the one before|no checkpoint .* is whole"):
+        train(tmp_path / "run")
+    if file.startswith("epoch"):
+        assert "going on after epoch 1" in capsys.readouterr().out
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_without_a_whole_checkpoint_it_starts_over(small, whole, tmp_path, monkeypatch):
+    partial = cut_after(tmp_path / "run", monkeypatch, epochs=2)
+    for path in partial.glob("*.arrays"):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="no checkpoint in .*run.partial is whole: starting over"):
+        train(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+    partial = cut_after(tmp_path / "other", monkeypatch, epochs=1)
+    (partial / "state.json").write_text("{")
+    with pytest.warns(UserWarning, match="state.json is damaged: starting over"):
+        train(tmp_path / "other")
+    assert_same_run(whole, tmp_path / "other")
+
+
+def test_two_trainings_of_one_run_do_not_meet(small, tmp_path, monkeypatch):
+    original, told = session.Session._fit_epoch, []
+
+    def second(self, epoch):
+        if not told:
+            with pytest.raises(RuntimeError, match="another training is at work on .*run: wait") as error:
+                train(tmp_path / "run")
+            told.append(error)
+        return original(self, epoch)
+
+    monkeypatch.setattr(session.Session, "_fit_epoch", second)
+    monkeypatch.setattr(training, "PATIENCE", 0)
+    train(tmp_path / "run")
+    assert told and training.read_run(tmp_path / "run").content["epochs_trained"] == 3
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_loses_no_epoch(small, whole, tmp_path, repository):
+    """The limit of a file's size stands for a disk that is full: from the second epoch on nothing fits."""
+    cut = ("import resource, sys; sys.path.insert(0, 'tests'); from test_training import toy, tiny, OPTIONS;"
+           "from covidlib import session, training; session.build_classifier = tiny; fit = session.Session._fit_epoch;"
+           "full = lambda self, epoch: (epoch and resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),"
+           " fit(self, epoch))[1];"
+           "session.Session._fit_epoch = full;"
+           f"training.train(*toy(), {str(tmp_path / 'run')!r}, 'tiny', **OPTIONS)")
+    done = subprocess.run([sys.executable, "-c", cut], cwd=repository, capture_output=True, text=True)
+    assert done.returncode and "epoch 2 could not be written to" in done.stderr, done.stderr[-2000:]
+    assert "the same call goes on after epoch 1" in done.stderr
+    assert len(runs.read_json(tmp_path / "run.partial" / "state.json")["history"]) == 1
+    train(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_without_room_for_the_run_it_stays_where_it_is(small, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="MB are needed in .* 0 MB are free: make room"):
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
 def test_a_checkpoint_holds_the_whole_state_exactly(small, tmp_path):
     folder = tmp_path / "run"
     options = OPTIONS | {"learning_rate": 1e-3, "class_weights": False, "early_stopping": None}
@@ -320,7 +409,7 @@ def test_mistakes_are_named_before_anything_is_written(small, tmp_path):
 def test_an_unknown_variant_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'resnet50'"):
         training.train(*toy(), tmp_path / "run", "resnet5", **OPTIONS)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
 
 
 def test_a_missing_run_names_the_mend(tmp_path):

@@ -1,0 +1,111 @@
+"""Kill -9 at random moments, thirty in all: it goes on, and ends as if nothing had happened.
+
+    .venv/bin/python -m pytest -m faults -s          # twenty minutes on 2 cores; FAULTS_SEED=1 for other moments
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_training import OPTIONS, assert_same_run, script
+from test_workflow import REPORT, RUNS, checkout, command, reproduce  # noqa: F401  a fixture
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
+TRAININGS, WORKFLOWS = 20, 10
+LONGER = OPTIONS | {"epochs": 8}
+
+
+@pytest.fixture(scope="module")
+def moments():
+    return random.Random(int(os.environ.get("FAULTS_SEED", 0)))
+
+
+def start(arguments, folder):
+    return subprocess.Popen(arguments, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def ended(process, seconds):
+    """Whether it ended by itself within so many seconds, as it should; else it is killed."""
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return False
+    assert process.returncode == 0, errors[-4000:]
+    return True
+
+
+def epochs_in(run):
+    state = run.with_name(run.name + ".partial") / "state.json"
+    return len(json.loads(state.read_text())["history"]) if state.is_file() else 0
+
+
+def test_trainings(repository, tmp_path, moments):
+    """ResNet-50, whose checkpoints take as long to write as an epoch. A moment is drawn for every start, from shortly
+    before the first epoch ends to the end of a whole training."""
+    whole = tmp_path / "whole"
+    begin, process = time.monotonic(), start(script(whole, "resnet50", **LONGER), repository)
+    while not epochs_in(whole) and process.poll() is None:
+        time.sleep(0.05)
+    first = time.monotonic() - begin
+    assert ended(process, 1800)
+    last, kills, runs_made, after = time.monotonic() - begin, 0, 0, []
+    while kills < TRAININGS:
+        run = tmp_path / f"run-{runs_made}"
+        runs_made += 1
+        while not ended(start(script(run, "resnet50", **LONGER), repository),
+                        moments.uniform(0.8 * first, last) if kills < TRAININGS else 1800):
+            kills += 1
+            after.append(epochs_in(run))
+            print(f"kill {kills}: run {runs_made}, {after[-1]} epochs done", flush=True)
+            assert not run.exists() or (run / "run.json").is_file()
+        assert_same_run(whole, run)
+    print(f"{kills} kills over {runs_made} trainings, all of which ended like the undisturbed one")
+
+
+def tables(checkout):  # noqa: F811
+    """Every table of a smoke run that holds no time, and the weights of its networks, by their paths."""
+    found = {}
+    for path in sorted((checkout / RUNS).rglob("*.csv")):
+        name = path.relative_to(checkout / RUNS).as_posix()
+        if not name.startswith("speed"):
+            table = pd.read_csv(path)
+            found[name] = table.drop(columns=[column for column in table if column.startswith("seconds")])
+    for path in sorted((checkout / RUNS).glob("*/seed-0/model.keras")):
+        import keras
+
+        import covidlib.models  # noqa: F401  the layers that saved models name
+
+        weights = keras.models.load_model(path, compile=False).get_weights()
+        name = path.relative_to(checkout / RUNS).as_posix()
+        found[name] = pd.DataFrame([np.sum(array.astype(float)) for array in weights])
+    return found
+
+
+def test_workflows(checkout, tmp_path, moments):  # noqa: F811
+    begin = time.monotonic()
+    assert ended(start(command(checkout), checkout), 1800)
+    whole, wanted = time.monotonic() - begin, tables(checkout)
+    for place in (checkout / "runs", checkout / "reports", checkout / "data"):
+        place.rename(tmp_path / place.name)
+    for kill in range(WORKFLOWS):
+        process = start(command(checkout), checkout)
+        assert not ended(process, moments.uniform(0.05, 0.3) * whole), "it ended before it could be killed"
+        print(f"kill {kill + 1}: {sum(1 for path in (checkout / RUNS).rglob('*') if path.is_file())} files", flush=True)
+    done = reproduce(checkout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (checkout / REPORT / "index.html").is_file()
+    found = tables(checkout)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        pd.testing.assert_frame_equal(found[name], wanted[name], check_exact=True, obj=name)
+
+
