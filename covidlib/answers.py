@@ -195,7 +195,7 @@ class Answerer:
     """An exported network: `answerer(image)`. Attributes are those of network.json, `classes` and `levels` tuples."""
 
     def __init__(self, folder):
-        facts = json.loads(Path(folder, FACTS).read_text())
+        facts = json.loads(Path(folder, FACTS).read_text(encoding="utf-8"))
         for name, value in facts.items():
             setattr(self, name, tuple(value) if name in ("classes", "levels") else value)
         self._network = export.core().read_model(Path(folder, FILE))

@@ -94,7 +94,7 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
         if not needed.is_file():
             raise FileNotFoundError(f"no {needed.name} in {folder}: write it with export.write"
                                     f"{', giving calibration slices' * (precision == 'int8')}.")
-    record = json.loads((folder / "model.json").read_text())
+    record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     if record["harmonisation_sha256"] != _harmonisation_sha256():
         warnings.warn(f"{folder} was exported for pictures read by another version of covidlib", stacklevel=2)
     shape = (batch, record["image_size"], record["image_size"], 1)

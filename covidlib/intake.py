@@ -5,6 +5,7 @@ Slices stream through: memory does not grow with the set, but for the audit's th
 
 import functools
 import hashlib
+import math
 import os
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, splits
-from covidlib.files import sha256
+from covidlib.files import require_room, sha256
 
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
 _HERE = Path(__file__).parent
@@ -95,7 +96,7 @@ def load_images(source, image_size, cache_dir=None):
     path = _cached(cache_dir, source.name, image_size, _key(source))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.exists():
+        if not _is_whole(path, (len(source.manifest), image_size, image_size)):
             problems = []
             with _Store(cache_dir, source.name, image_size, len(source.manifest)) as store:
                 store.fill(_sound(_each(_see, source, [(image_size,)] * len(source.manifest)), problems))
@@ -103,6 +104,15 @@ def load_images(source, image_size, cache_dir=None):
                     raise datasets.DataError(_one_per_file(problems))
                 store.keep(_key(source))
     return np.load(path, mmap_mode="r")
+
+
+def _is_whole(path, shape):
+    """Whether an .npy file holds uint8 of this shape; one that was cut short or overwritten is decoded anew."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return found.shape == shape and found.dtype == np.uint8
 
 
 def _sound(results, problems):
@@ -128,6 +138,7 @@ class _Store:
 
     def fill(self, images):
         """Write the images one after another; there may be fewer than was planned for."""
+        require_room(self.folder, 2 * math.prod(self.shape))  # a full disk would take the process down, see keep
         array = np.lib.format.open_memmap(self.part, "w+", np.uint8, self.shape)
         for image in images:
             array[self.filled] = image

@@ -43,7 +43,7 @@ def resident_peak() -> float:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     # not ru_maxrss, which on Linux a new process inherits from the one that started it
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 

@@ -54,7 +54,7 @@ def load(model_path):
     except Exception as error:  # Keras raises what it comes upon
         raise ValueError(f"{path.name} was refused: it is damaged, or holds more than layers of Keras and covidlib. "
                          f"({str(error).strip().splitlines()[0]}) Received: model_path={model_path}") from error
-    return model, tuple(json.loads(record.read_text())["classes"])
+    return model, tuple(json.loads(record.read_text(encoding="utf-8"))["classes"])
 
 
 def known_of(model_path):

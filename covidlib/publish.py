@@ -176,7 +176,7 @@ def performance(made):
 def put(page, name, text):
     """Replace what stands in `page` between the marks <!-- name --> and <!-- end -->. ValueError without them."""
     begin = BEGIN.format(name)
-    before, _, rest = Path(page).read_text().partition(begin)
+    before, _, rest = Path(page).read_text(encoding="utf-8").partition(begin)
     _, mark, after = rest.partition(END)
     if not mark:
         raise ValueError(f"{page} must hold the lines {begin} and {END}; restore it from git")

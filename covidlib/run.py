@@ -118,13 +118,18 @@ def main(arguments=None) -> int:
     parser.add_argument("-f", metavar="YAML", help="file of parameters; -p goes before it")
     options = parser.parse_args(arguments)
     try:
-        parameters = yaml.safe_load(Path(options.f).read_text()) if options.f else {}
+        parameters = yaml.safe_load(Path(options.f).read_text(encoding="utf-8")) if options.f else {}
         parameters |= {name: yaml.safe_load(value) for name, value in options.p}
         print(execute(options.notebook, options.output, parameters))
     except (FileNotFoundError, ValueError, TypeError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
+        if type(error).__name__ == "DeadKernelError":
+            print(f"error: {Path(options.notebook).name}: its kernel died, as where memory runs out. Free some "
+                  "(JOBS=1, a smaller batch_size); finished steps and epochs are kept, and the same command goes on.",
+                  file=sys.stderr)
+            return 1
         if type(error).__name__ != "PapermillExecutionError":
             raise
         print(f"error: {Path(options.notebook).name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"

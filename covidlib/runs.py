@@ -103,12 +103,12 @@ def read_predictions(path):
 def write_json(path, content):
     """Strict JSON: NaN and infinities, which it lacks, become null."""
     finite = _replace(content, lambda x: isinstance(x, float) and not math.isfinite(x), None)
-    Path(path).write_text(json.dumps(finite, indent=1) + "\n")
+    Path(path).write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path):
     """What `write_json` wrote; null inside `metrics` is NaN again."""
-    content = json.loads(Path(path).read_text())
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
     if "metrics" in content:
         content["metrics"] = _replace(content["metrics"], lambda x: x is None, math.nan)
     return content

@@ -180,7 +180,7 @@ class Session:
             shutil.rmtree(self.folder, ignore_errors=True)
             return False
         try:
-            state = json.loads((self.folder / "state.json").read_text())
+            state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except ValueError:
             return self._start_over(f"{self.folder / 'state.json'} is damaged")
         if other := differences(state["parameters"], self.parameters):

@@ -444,7 +444,7 @@ def _means(rows, patients):
 
 def missing(found):
     """How many runs the protocol plans (workflow/profiles/study.yaml), and how many there are, by set and network."""
-    plan = yaml.safe_load((provenance.ROOT / "workflow" / "profiles" / f"{PROFILE}.yaml").read_text())
+    plan = yaml.safe_load((provenance.ROOT / "workflow" / "profiles" / f"{PROFILE}.yaml").read_text(encoding="utf-8"))
     have = [(*run.path.parts[-4:-2], run.variant, SPLIT if run.fold < 0 else FOLDS) for run in found]
     rows = []
     for dataset, own in plan["datasets"].items():

@@ -74,6 +74,16 @@ def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch
     assert len(files(cache)) == 4 and first.any()
 
 
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda _: b"", lambda whole: whole[1:],
+                                    lambda whole: whole.replace(b"(4, 32, 32)", b"(3, 32, 32)")])
+def test_a_damaged_cache_is_made_anew(source, tmp_path, damage):
+    wanted = np.array(intake.load_images(source, 32, tmp_path / "cache"))
+    path = tmp_path / "cache" / files(tmp_path / "cache")[0]
+    path.write_bytes(damage(path.read_bytes()))
+    assert np.array_equal(intake.load_images(source, 32, tmp_path / "cache"), wanted)
+    assert files(tmp_path / "cache") == [path.name]
+
+
 def test_of_two_processes_one_decodes(source, tmp_path, repository):
     source.manifest.to_csv(tmp_path / "manifest.csv", index=False)
     code = f"""

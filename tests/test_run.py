@@ -81,3 +81,10 @@ def test_types(declared, value, accepted):
     else:
         with pytest.raises(TypeError, match="x must be of type"):
             run.check({"x": value}, {"x": declared})
+
+
+def test_a_kernel_that_dies_is_told(tmp_path, capsys):
+    path = make(tmp_path, "epochs: int = 2", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert run.main([str(path), str(tmp_path / "out.ipynb")]) == 1
+    assert "example.ipynb: its kernel died, as where memory runs out" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["example.ipynb"]

@@ -1,4 +1,5 @@
-"""The smoke profile through Snakemake, without a network: killed, gone on with, repeated, changed in one parameter."""
+"""The smoke profile through Snakemake, killed, gone on with, repeated, and changed in one parameter: without a network, a
+HOME or UTF-8."""
 
 import json
 import os
@@ -31,16 +32,22 @@ def command(checkout, *options):
     return [sys.executable, str(checkout / "workflow/reproduce.py"), "--profile", "smoke", *options]
 
 
-def offline(checkout):
+def offline(checkout, **more):
     """The environment in which every process is kept to this machine, see offline/sitecustomize.py."""
     guard = Path(__file__).parent / "offline"
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(guard), *filter(None, [os.environ.get("PYTHONPATH")])]),
-                         "OFFLINE_LOG": str(checkout / "asked-for.txt")}
+    return os.environ | more | {
+        "PYTHONPATH": os.pathsep.join([str(guard), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OFFLINE_LOG": str(checkout / "asked-for.txt")}
+
+
+def bare(checkout):
+    """The same without a HOME, and with a locale that knows no letters but ASCII's."""
+    environment = offline(checkout, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    return {name: value for name, value in environment.items() if name != "HOME"}
 
 
 def reproduce(checkout, *options):
-    return subprocess.run(command(checkout, *options), capture_output=True, text=True, cwd=checkout,
-                          env=offline(checkout))
+    return subprocess.run(command(checkout, *options), capture_output=True, text=True, cwd=checkout, env=bare(checkout))
 
 
 def times(checkout):
@@ -52,7 +59,7 @@ def times(checkout):
 @pytest.mark.slow
 def test_killed_in_training_it_goes_on_and_ends_whole(checkout):
     process = subprocess.Popen(command(checkout), cwd=checkout, start_new_session=True, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env=offline(checkout))
+                               stderr=subprocess.DEVNULL, env=bare(checkout))
     deadline = time.monotonic() + 600
     while not list((checkout / RUNS).glob("*/seed-0.partial/state.json")):
         assert process.poll() is None and time.monotonic() < deadline, "training did not begin"

@@ -38,8 +38,8 @@ def main():
     subprocess.run(["uv", "pip", "compile", "pyproject.toml", *(f"--extra={name}" for name in EXTRAS), "--universal",
                     "--python-version=3.11", "--generate-hashes", "--no-emit-index-url", "--no-header", "--quiet",
                     "--output-file=requirements.lock"], cwd=ROOT, check=True)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = locked((ROOT / "requirements.lock").read_text(), CONDA_PYTHON)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = locked((ROOT / "requirements.lock").read_text(encoding="utf-8"), CONDA_PYTHON)
     names = sorted({canonicalize_name(requirement.name) for requirement in direct(project)})
     lines = ["name: covidlib", "channels: [conda-forge]", "dependencies:", f"  - python={CONDA_PYTHON}", "  - pip",
              "  - pip:", *(f"      - {name}=={pins[name]}" for name in names)]

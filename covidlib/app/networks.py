@@ -59,7 +59,7 @@ def make_first(home, data_root, job, progress):
                 continue
             what = "drawing phantoms" if notebook == "00_data" else f"training {parameters['variant']}"
             log = Path(place, "log")
-            with open(log, "w") as file:
+            with open(log, "w", encoding="utf-8") as file:
                 process = subprocess.Popen(_command(notebook, parameters, place), stdout=file, stderr=file,
                                            cwd=provenance.ROOT)
                 while (code := _poll(process)) is None:
@@ -69,7 +69,7 @@ def make_first(home, data_root, job, progress):
                         return False
                     progress((done + _epochs(folder)) / STEPS, what)
             if code:
-                raise RuntimeError(f"{what} failed: " + " ".join(log.read_text().split("\n")[-4:]))
+                raise RuntimeError(f"{what} failed: " + " ".join(log.read_text(encoding="utf-8").split("\n")[-4:]))
             done += weight
     return True
 

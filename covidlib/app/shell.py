@@ -28,7 +28,8 @@ class App:
         self.pages = dict(zip(PAGES, (self.viewer, self.playground, self.explorer), strict=True))
         self.page = widgets.ToggleButtons(options=PAGES, description="Page", style={"button_width": "auto"})
         self.page.observe(lambda change: self._turn(change["new"]), "value")
-        style = widgets.HTML(f"<style>{(STATIC / 'app.css').read_text()}</style>")
+        look = (STATIC / "app.css").read_text(encoding="utf-8")
+        style = widgets.HTML(f"<style>{look}</style>")
         notice = widgets.HTML(f'<p class="covidlib-notice" role="note"><strong>{html.escape(predict.NOTICE)}</strong> '
                               "What is opened stays on this machine and goes with the page's kernel.</p>")
         notice.add_class("covidlib-top")

@@ -72,7 +72,8 @@ def generate(data_root, slices_per_class, seed=0, workers=2):
         )
     root, marker = Path(data_root), Path(data_root) / "phantom.json"
     wanted = {"version": VERSION, "seed": int(seed), "slices_per_class": [int(n) for n in counts]}
-    if marker.is_file() and json.loads(marker.read_text()) == wanted and (root / "manifest.csv").is_file():
+    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+    if known == wanted and (root / "manifest.csv").is_file():
         return _read(root)
     marker.unlink(missing_ok=True)
     _remove(root)

@@ -74,7 +74,7 @@ def _cpu_flags():
     """The processor's features, and its vendor's name."""
     table = Path("/proc/cpuinfo")
     if table.exists():
-        return table.read_text().split()
+        return table.read_text(encoding="utf-8").split()
     import cpuinfo
 
     found = cpuinfo.get_cpu_info()
