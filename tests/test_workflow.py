@@ -1,5 +1,4 @@
-"""The smoke profile through Snakemake, killed, gone on with, repeated, and changed in one parameter: without a network, a
-HOME or UTF-8."""
+"""The smoke profile through Snakemake, without network, HOME or UTF-8: killed, gone on with, repeated, changed."""
 
 import json
 import os
