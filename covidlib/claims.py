@@ -235,6 +235,8 @@ def main(arguments=None) -> int:
     parser.add_argument("folder", nargs="?", default=".", help="of a report; with --check, of runs")
     parser.add_argument("--check", metavar="ID", help="measure this claim anew")
     options = parser.parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may know no paragraph sign
     try:
         if options.check:
             print(table(check(options.folder, options.check)))

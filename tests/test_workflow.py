@@ -114,6 +114,7 @@ def test_nothing_is_asked_of_a_network(checkout):
     code = "import urllib.request; urllib.request.urlopen('http://nowhere.invalid')"
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline(checkout))
     assert "offline: nowhere.invalid" in refused.stderr and asked.read_text() == "nowhere.invalid\n"
+    asked.unlink()
 
 
 TAGS = {"PatientName": "Zebedee^Quux", "PatientID": "MRN-48151623", "PatientBirthDate": "19371117",

@@ -1,6 +1,9 @@
 """The scan page without a browser: what its widgets hold after files, choices and clicks."""
 
 import io
+import subprocess
+import sys
+import tempfile
 import threading
 import zipfile
 
@@ -269,3 +272,19 @@ def test_the_app_says_what_it_is_on_every_page(checkout):
     app.page.value = "Augmentation"
     shown = [name for name, page in app.pages.items() if page.view.layout.display != "none"]
     assert shown == ["Augmentation"] and app.viewer.overlay.value == ALONE
+
+
+def test_what_a_killed_kernel_left_is_removed_at_the_next_start_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = ("import os, pathlib, tempfile, time; from covidlib.app import widgets;"
+            f"folder = tempfile.mkdtemp(prefix=f'{{widgets.PREFIX}}{{os.getpid()}}-', dir={str(tmp_path)!r});"
+            "pathlib.Path(folder, 'scan.dcm').touch(); print('ready', flush=True); time.sleep(600)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    (tmp_path / "of-somebody-else").mkdir()
+    widgets.sweep()
+    assert len(list(tmp_path.glob("*/scan.dcm"))) == 1
+    process.kill()
+    process.communicate()
+    widgets.sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["of-somebody-else"]
