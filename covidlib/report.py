@@ -6,6 +6,7 @@ Nothing in it is loaded from a network, and nothing is computed here but the pag
 """
 
 import argparse
+import base64
 import re
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from . import audit, claims, provenance, runs, shortcuts
+from . import audit, claims, figures, provenance, runs, shortcuts
 from .files import write_atomically
 
 FIGURES = {  # name in figures/: number in the paper, caption
@@ -206,12 +207,15 @@ def _formula(match, formulas) -> str:
 
 
 def _quiet(output):
-    """The output without what only made sense while it ran; None if nothing is left."""
+    """The output without what only made sense while it ran, pictures made compact; None if nothing is left."""
     if output.output_type == "stream":
         lines = [line.rsplit("\r", 1)[-1] for line in output.text.split("\n")]
         output.text = "\n".join(line for line in lines if not LOGS.match(line) and "it/s]" not in line)
         return output if output.text.strip() else None
-    return None if "application/vnd.jupyter.widget-view+json" in output.get("data", {}) else output
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/png"] = base64.b64encode(figures.compact(base64.b64decode(data["image/png"]))).decode()
+    return None if "application/vnd.jupyter.widget-view+json" in data else output
 
 
 def main(arguments=None) -> int:

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from covidlib import figures, speed_figures
 
@@ -219,3 +221,16 @@ def test_shortcuts_has_a_panel_per_protocol_and_names_the_best():
         "official test split:\nfile facts (files) alone reaches 91.0%",
         "grouped cross-validation:\nsharpness (harmonised) alone reaches 70.0%",
     ]
+
+
+def test_a_compact_picture_looks_the_same():
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 256, (80, 80, 1), dtype=np.uint8), 3, axis=2)
+    grey[:20, :20] = (200, 40, 40)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "png")
+    small = figures.compact(buffer.getvalue())
+    assert len(small) < 0.7 * len(buffer.getvalue())
+    found = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
+    assert np.abs(found - grey).max() <= 12 and np.abs(found - grey).mean() < 2
+    assert figures.compact(small) == small

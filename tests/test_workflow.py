@@ -85,7 +85,7 @@ def test_the_report_is_whole(checkout):
     assert {path.suffix for path in (report / "figures").iterdir()} == {".png", ".svg", ".pdf", ".csv"}
     assert {"table1.csv", "table2.csv"} <= {path.name for path in (report / "tables").iterdir()}
     assert "notebooks/03_training.improved.seed-0.html" in page and (report / "claims.md").is_file()
-    assert sum(path.stat().st_size for path in report.rglob("*") if path.suffix != ".ipynb") < 20e6
+    assert sum(path.stat().st_size for path in report.rglob("*") if path.suffix != ".ipynb") < 10e6
 
 
 @pytest.mark.slow
