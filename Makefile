@@ -5,6 +5,7 @@ DATA_ROOT ?=
 WEIGHTS ?=
 ON_ERROR ?= raise
 JOBS ?= 2
+CLUSTER ?=
 BIN := .venv/bin
 
 .PHONY: help env reproduce study publish test benchmark lab app clean lock
@@ -13,7 +14,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
 	@echo "PROFILE=smoke|quick|study|paper DATASET=phantom|folder|ucsd-covid-ct|... (DATA_CARD.md)"
 	@echo "DATA_ROOT=folder of the data set  ON_ERROR=raise|skip files that cannot be used"
-	@echo "WEIGHTS=none|imagenet|phantom|path  JOBS=notebooks at the same time"
+	@echo "WEIGHTS=none|imagenet|phantom|path  JOBS=notebooks at the same time  CLUSTER=slurm|kubernetes (docs/cluster.md)"
 
 env: .venv/.complete ## make .venv from requirements.lock
 
@@ -27,7 +28,8 @@ env: .venv/.complete ## make .venv from requirements.lock
 
 reproduce: env ## run a profile to its report and print the claims table
 	@$(BIN)/python workflow/reproduce.py --profile '$(PROFILE)' --dataset '$(DATASET)' \
-	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --on-error '$(ON_ERROR)' --jobs '$(JOBS)'
+	  --data-root '$(DATA_ROOT)' --weights '$(WEIGHTS)' --on-error '$(ON_ERROR)' --jobs '$(JOBS)' \
+	  $(if $(CLUSTER),--cluster '$(CLUSTER)')
 
 study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; a day
 	@for set in ucsd-covid-ct sarscov2-ct-256 covid-ct-md-sample; do [ -d "$(DATA_ROOT)/$$set" ] || { \
