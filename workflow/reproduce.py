@@ -5,6 +5,7 @@ by a killed one, and may be taken away.
 """
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from covidlib.datasets import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = sorted(path.stem for path in (ROOT / "workflow/profiles").glob("*.yaml"))
+CLUSTERS = sorted(path.parent.name for path in (ROOT / "workflow/cluster").glob("*/config.yaml"))
 
 
 def main():
@@ -28,22 +30,29 @@ def main():
                         "their own, <profile>-<weights>; the profile's where it is left out")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise",
                         help="skip: go on without files that cannot be used")
-    parser.add_argument("--jobs", type=int, default=2, help="notebooks at the same time")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks at the same time; "
+                        "on a cluster its profile's jobs")
+    parser.add_argument("--cluster", choices=CLUSTERS, help="where the notebooks run; here where it is left out "
+                        "(docs/cluster.md)")
     options = parser.parse_args()
     if options.dataset != "phantom" and not options.data_root:
         parser.error(f"dataset {options.dataset} needs its folder: DATA_ROOT=path (see DATA_CARD.md)")
     if options.data_root and not (ROOT / options.data_root).is_dir():
         parser.error(f"no such folder. Received: DATA_ROOT={options.data_root}")
+    if options.cluster and not importlib.util.find_spec(f"snakemake_executor_plugin_{options.cluster}"):
+        parser.error(f"cluster {options.cluster} needs its executor: python -m pip install -e '.[cluster]'")
 
     profile = "-".join([options.profile, *([_named(options.weights)] if options.weights else [])])
     given = {"profile": profile, "dataset": options.dataset, "data_root": options.data_root,
              "on_error": options.on_error} | ({"start": options.weights} if options.weights else {})
     place = ROOT / ".snakemake"
     place.mkdir(exist_ok=True)
+    where = (["--workflow-profile", f"workflow/cluster/{options.cluster}"] if options.cluster
+             else ["--cores", str(options.jobs)])
     # values in a file: Snakemake would guess what kind of value a name on its command line is
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--configfile",
-                 f"workflow/profiles/{options.profile}.yaml", str(place / "given.json"), "--cores", str(options.jobs),
-                 "--rerun-incomplete", "--quiet", "host", "reason", "rules"]
+                 f"workflow/profiles/{options.profile}.yaml", str(place / "given.json"), *where, "--rerun-incomplete",
+                 "--quiet", "host", "reason", "rules"]
     try:
         with FileLock(place / "reproduce.lock", timeout=0):
             (place / "given.json").write_text(json.dumps(given))
