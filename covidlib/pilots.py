@@ -81,18 +81,19 @@ def folder_name(pilot):
     return "_".join([VARIANT, f"{recipe['learning_rate']:g}", recipe["augmentation"], recipe["weights"], *more])
 
 
-def run(pilot, source, images, weights, home, epochs=EPOCHS):
+def run(pilot, source, images, weights, home, epochs=EPOCHS, seed=SEED):
     """Train one of PILOTS in `home`, or find it there: its row of the table.
 
     source: without test slices; images: uint8 (N, S, S) of the pilot's image_size; weights: of its `start`.
     """
     recipe = CHOSEN | pilot
-    folder = Path(home, folder_name(pilot), f"seed-{SEED}")
-    training.train(source, images, folder, VARIANT, epochs=epochs, seed=SEED, deterministic=False,
+    epochs = recipe.pop("epochs", epochs)
+    folder = Path(home, folder_name(pilot), f"seed-{seed}")
+    training.train(source, images, folder, VARIANT, epochs=epochs, seed=seed, deterministic=False,
                    **recipe | {"weights": weights})
     done = training.read_run(folder)
     late = done.history.tail(LAST)
-    return {"variant": VARIANT, **recipe, "seed": SEED, "epochs": epochs, "val_slices": len(done.predictions),
+    return {"variant": VARIANT, **recipe, "seed": seed, "epochs": epochs, "val_slices": len(done.predictions),
             "val_accuracy_last_5": late["val_accuracy"].mean(), "val_loss_last_5": late["val_loss"].mean(),
             "train_accuracy": done.history["accuracy"].iloc[-1], **_answers(done.predictions, done.classes, "val"),
             **_answers(flipped(done, images[source.manifest["split"] == "val"]), done.classes, "flips_val")}

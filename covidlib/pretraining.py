@@ -54,10 +54,8 @@ def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto
 
 
 def _train(target, image_size, slices, epochs, precision):
-    source, images, lesions = load(target.parent, image_size, slices)
-    kinds = source.manifest.label.map({name: k for k, name in enumerate(source.classes)}).to_numpy()
-    labels = np.eye(len(source.classes), dtype=np.float32)[kinds]
-    held_out = (source.manifest.split == "val").to_numpy()
+    images, lesions, kinds, held_out = draw(target, image_size, slices)
+    labels = np.eye(len(phantom.CLASSES), dtype=np.float32)[kinds]
     steps = -(-int((~held_out).sum()) // BATCH) * epochs
 
     def data(epoch):
@@ -65,8 +63,23 @@ def _train(target, image_size, slices, epochs, precision):
                          augmenter=augmentation.Augmenter(AUGMENTATION, SEED)),
                 _batches(images, labels, lesions, np.flatnonzero(held_out)))
 
-    trainer = fit(target, lambda: _build(source.classes, image_size, precision, steps), data, epochs, steps)
-    keep(trainer, _classifier(source.classes, image_size, precision), target)
+    trainer = fit(target, lambda: _build(phantom.CLASSES, image_size, precision, steps), data, epochs, steps)
+    keep(trainer, _classifier(phantom.CLASSES, image_size, precision), target)
+
+
+def draw(target, image_size, slices=SLICES):
+    """What is learnt from, kept beside `target` as .npz: images and lesions as of `load`, classes int (N,), held out
+    or not bool (N,).
+    """
+    names = ("images", "lesions", "kinds", "held_out")
+    kept = target.with_name(target.name.replace(".weights.h5", ".npz"))
+    if not kept.is_file():
+        source, images, lesions = load(target.parent, image_size, slices)
+        kinds = source.manifest.label.map({name: k for k, name in enumerate(source.classes)}).to_numpy()
+        found = (images, lesions, kinds, (source.manifest.split == "val").to_numpy())
+        write_atomically(kept, lambda file: np.savez_compressed(file, **dict(zip(names, found, strict=True))))
+    with np.load(kept) as arrays:
+        return tuple(arrays[name] for name in names)
 
 
 def fit(target, build, data, epochs, steps):

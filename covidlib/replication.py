@@ -1,0 +1,232 @@
+"""The study once more, on a GPU and another backend: reports/published/PROTOCOL.md, "Replication".
+
+    python -m covidlib.replication pack runs bundles                  # what trainings read: slices of 96 px, splits
+    KERAS_BACKEND=torch python -m covidlib.replication train bundles runs --workers 14 --minutes 9
+
+A training of this study leaves most of a GPU idle, so that many run beside each other, each worker in a process of its
+own; no notebook and no image file is needed. Jobs run in the protocol's order; what is not finished in time is left
+out, and begun again by the same call. Runs lie in runs/<dataset>/study-gpu, and `python -m covidlib.publish` takes them.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covidlib import datasets, intake, pilots, runs, splits
+from covidlib.files import write_atomically
+
+PROFILE, EPOCHS, SIZE = "study-gpu", 35, pilots.CHOSEN["image_size"]
+UCSD, OTHER, PHANTOM = "ucsd-covid-ct", pilots.OTHER_SET, "phantom"
+SPLITS = {UCSD: "ucsd-covid-ct", OTHER: "sarscov2-ct-256", PHANTOM: "own"}
+BOTH = ("resnet50", "improved")
+PARTS = ("resnet50_fpn", "resnet50_attention", "improved_before", "improved_after", "improved_global_context")
+OTHERS = ("mobilenet_v2", "densenet169")  # which phantom weights do not fit
+SEEDS, FOLD_SEEDS, PILOT_SEEDS = range(5), range(3), range(100, 105)
+LEVERS = {  # against pilots.CHOSEN, which comes first
+    "chosen": {},
+    "start-sarscov2-ct": {"weights": pilots.OTHER_SET},
+    "start-unlabelled": {"weights": pilots.UNLABELLED},
+    "rate-3e-5": {"learning_rate": 3e-5},
+    "three-times-longer": {"epochs": 3 * pilots.EPOCHS},
+    "longer-at-3e-5": {"learning_rate": 3e-5, "epochs": 3 * pilots.EPOCHS},
+}
+GAIN = 0.02  # of validation accuracy, for a lever to meet the test part
+
+
+@dataclass(frozen=True)
+class Job:
+    """`function(bundles, runs, **arguments)` in a worker, once the jobs named in `needs` are done."""
+
+    name: str
+    function: object
+    arguments: dict
+    needs: tuple = field(default=())
+
+
+def pack(source, target):
+    """Copy from runs/ what `train` needs of the sets' notebooks 00: manifest, splits and decoded slices."""
+    for dataset in SPLITS:
+        folder = Path(source, dataset, "study")
+        opened, place = datasets.open_saved(folder), Path(target, dataset)
+        images = intake.load_images(opened, SIZE, folder / "cache")
+        place.mkdir(parents=True, exist_ok=True)
+        for name in ("manifest.csv", "dataset.json"):
+            shutil.copyfile(folder / name, place / name)
+        write_atomically(place / "images.npz", lambda file, kept=images: np.savez_compressed(file, images=kept))
+
+
+def unpack(bundles, dataset, fold=-1):
+    """(datasets.Source with its split or that of a fold, images uint8 (N, SIZE, SIZE))."""
+    place = Path(bundles, dataset)
+    source = datasets.open_saved(place, place)
+    if fold >= 0:
+        source, _ = splits.choose(source, SPLITS[dataset], fold)
+    with np.load(place / "images.npz") as arrays:
+        return source, arrays["images"]
+
+
+def pretrain(bundles, home):
+    from covidlib import pretraining
+
+    pretraining.make(SIZE)
+
+
+def learn_unlabelled(bundles, home):
+    """Barlow Twins on the training slices of both real sets."""
+    from covidlib import self_supervised
+
+    parts = [images[(source.manifest["split"] == "train").to_numpy()]
+             for source, images in (unpack(bundles, dataset) for dataset in (UCSD, OTHER))]
+    self_supervised.make(np.concatenate(parts), _unlabelled(home), start="phantom")
+
+
+def _unlabelled(home):
+    return Path(home, "pilots", f"{pilots.UNLABELLED}-{SIZE}.weights.h5")
+
+
+def _start(weights, home):
+    """What `training.train` takes as weights."""
+    return {pilots.OTHER_SET: str(Path(home, OTHER, PROFILE, "resnet50", "seed-0", "model.keras")),
+            pilots.UNLABELLED: str(_unlabelled(home))}.get(weights, weights)
+
+
+def train(bundles, home, dataset, variant, seed, fold=-1, profile=PROFILE, epochs=EPOCHS, **changed):
+    from covidlib import training
+
+    source, images = unpack(bundles, dataset, fold)
+    recipe = pilots.CHOSEN | changed
+    folder = Path(home, dataset, profile, variant, runs.folder_name(seed, fold))
+    training.train(source, images, folder, variant, epochs=epochs, seed=seed, deterministic=False, progress=False,
+                   **recipe | {"weights": _start(recipe["weights"], home)})
+
+
+def across(bundles, home, own, other):
+    from covidlib import across
+
+    source, images = unpack(bundles, other)
+    for variant in BOTH:
+        run = runs.read_run(Path(home, own, PROFILE, variant, "seed-0"))
+        text = across.predict(run, source, images).to_csv(index=False, lineterminator="\n")
+        write_atomically(run.path / f"across-{other}.csv", text)
+
+
+def pilot(bundles, home, lever, seed):
+    source, images = unpack(bundles, UCSD)
+    kept = np.flatnonzero(source.manifest["split"] != "test")
+    source = replace(source, manifest=source.manifest.iloc[kept].reset_index(drop=True))
+    own = LEVERS[lever]
+    row = pilots.run(own, source, images[kept], _start((pilots.CHOSEN | own)["weights"], home),
+                     Path(home, "pilots-gpu"), seed=seed)
+    return {"lever": lever, **row}
+
+
+def plan():
+    """The protocol's jobs in their order, without those that pilots decide on."""
+    def training(dataset, variant, seed, needs=("pretrain",), **more):
+        name = "/".join(str(part) for part in (dataset, variant, seed, *more.values()))
+        return Job(name, train, {"dataset": dataset, "variant": variant, "seed": seed, **more}, needs)
+
+    def alone(dataset, variant, seed, **more):
+        return training(dataset, variant, seed, (), weights="none", **more)
+
+    return [
+        Job("pretrain", pretrain, {}),
+        *(alone(PHANTOM, variant, seed) for seed in range(3) for variant in BOTH),
+        *(alone(UCSD, variant, seed, profile=f"{PROFILE}-none") for seed in SEEDS for variant in BOTH),
+        *(alone(UCSD, variant, seed) for seed in SEEDS for variant in OTHERS),
+        training(OTHER, "resnet50", 0), training(OTHER, "improved", 0),
+        Job("unlabelled", learn_unlabelled, {}, ("pretrain",)),
+        *(training(UCSD, variant, seed) for seed in SEEDS for variant in BOTH),
+        *(training(UCSD, variant, 0, fold=fold) for fold in range(splits.FOLDS) for variant in BOTH),
+        *(training(UCSD, variant, seed) for seed in SEEDS for variant in PARTS),
+        *(Job(f"pilot {lever} {seed}", pilot, {"lever": lever, "seed": seed},
+              ("pretrain", "unlabelled", f"{OTHER}/resnet50/0"))
+          for seed in PILOT_SEEDS for lever in LEVERS),
+        *(Job(f"{own} on {other}", across, {"own": own, "other": other},
+              tuple(f"{own}/{variant}/0" for variant in BOTH)) for own, other in ((UCSD, OTHER), (OTHER, UCSD))),
+        *(training(UCSD, variant, seed, fold=fold)
+          for seed in FOLD_SEEDS[1:] for fold in range(splits.FOLDS) for variant in BOTH),
+        *(training(OTHER, variant, seed) for seed in FOLD_SEEDS[1:] for variant in BOTH),
+    ]
+
+
+def decide(table):
+    """The jobs of the best lever, if it beats the chosen recipe's mean by GAIN. table: a row of `pilot` for each."""
+    means = table.groupby("lever")["val_accuracy_last_5"].mean()
+    best = means.drop("chosen").idxmax()
+    if means[best] < means["chosen"] + GAIN:
+        return []
+    own = dict(LEVERS[best])
+    own["epochs"] = EPOCHS * own.get("epochs", pilots.EPOCHS) // pilots.EPOCHS
+    return [Job(f"{best}/{variant}/{seed}", train, {"dataset": UCSD, "variant": variant, "seed": seed,
+                                                    "profile": f"{PROFILE}-{best}", **own})
+            for seed in SEEDS for variant in BOTH]
+
+
+def work(jobs, bundles, home, workers, seconds):
+    """Do the jobs, as many beside each other as there are workers; returns the names of those that failed.
+
+    None begins after `seconds`. The pilots' table is written as it grows, and what they decide is done at the end.
+    """
+    end, waiting, done, failed, rows = time.monotonic() + seconds, list(jobs), set(), [], []
+    wanted = sum(job.function is pilot for job in jobs)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        running = {}
+        while running or waiting:
+            ready = [job for job in waiting if done.issuperset(job.needs)] if time.monotonic() < end else []
+            for job in ready[: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_timed, job, bundles, home)] = job
+            if not running:
+                break
+            for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                try:
+                    result, took = future.result()
+                except Exception as error:
+                    failed.append(job.name)
+                    print(f"{job.name} failed: {type(error).__name__}: {error}", flush=True)
+                    continue
+                done.add(job.name)
+                print(f"{time.monotonic() - end + seconds:6.0f} s: {job.name}, {took:.1f} s", flush=True)
+                if job.function is pilot:
+                    rows.append(result)
+                    table = pd.DataFrame(rows).sort_values(["lever", "seed"])
+                    write_atomically(Path(home, "pilots-gpu.csv"), table.to_csv(
+                        index=False, lineterminator="\n", float_format=pilots.DIGITS))
+                    waiting = (decide(table) if len(rows) == wanted else []) + waiting
+    print(f"{len(done)} done, {len(failed)} failed, {len(waiting)} not begun", flush=True)
+    return failed
+
+
+def _timed(job, bundles, home):
+    start = time.perf_counter()
+    return job.function(bundles, home, **job.arguments), time.perf_counter() - start
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m covidlib.replication", description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("pack", "train"))
+    parser.add_argument("source", help="runs/ to pack, or the folder of bundles to train from")
+    parser.add_argument("target", help="folder of bundles to write, or runs/ to train into")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    options = parser.parse_args(arguments)
+    if options.what == "pack":
+        pack(options.source, options.target)
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return bool(work(plan(), options.source, options.target, options.workers, 60 * options.minutes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
