@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+THREADS = 4  # that make batches where TensorFlow does not; SciPy's warps leave the interpreter to others
+
 
 class Batches(keras.utils.PyDataset):
     """Batches of float32 images (B, H, W, 1) in 0..255 and one-hot labels float32 (B, C).
@@ -50,12 +52,15 @@ class Batches(keras.utils.PyDataset):
 
 
 def feed(batches):
-    """What `fit`, `evaluate` and `predict` take: `batches`, on TensorFlow as a tf.data.Dataset without autotuning.
+    """What `fit`, `evaluate` and `predict` take: `batches`, which threads make; on TensorFlow a tf.data.Dataset.
+
+    That has no autotuning.
 
     With Keras's own conversion the autotuner's thread sleeps up to a minute between looks, and the iterator's end
     waits for it to wake: epochs then last 20.5 or 41 seconds whatever there is to do (TensorFlow 2.21).
     """
     if keras.backend.backend() != "tensorflow" or not len(batches):
+        batches.workers = THREADS
         return batches
     import tensorflow as tf
 

@@ -147,10 +147,10 @@ def plan():
         Job("unlabelled", learn_unlabelled, {}, ("pretrain",)),
         *(training(UCSD, variant, seed) for seed in SEEDS for variant in BOTH),
         *(training(UCSD, variant, 0, fold=fold) for fold in range(splits.FOLDS) for variant in BOTH),
-        *(training(UCSD, variant, seed) for seed in SEEDS for variant in PARTS),
         *(Job(f"pilot {lever} {seed}", pilot, {"lever": lever, "seed": seed},
               ("pretrain", "unlabelled", f"{OTHER}/resnet50/0"))
           for seed in PILOT_SEEDS for lever in LEVERS),
+        *(training(UCSD, variant, seed) for seed in SEEDS for variant in PARTS),
         *(Job(f"{own} on {other}", across, {"own": own, "other": other},
               tuple(f"{own}/{variant}/0" for variant in BOTH)) for own, other in ((UCSD, OTHER), (OTHER, UCSD))),
         *(training(UCSD, variant, seed, fold=fold)
