@@ -81,16 +81,17 @@ def folder_name(pilot):
     return "_".join([VARIANT, f"{recipe['learning_rate']:g}", recipe["augmentation"], recipe["weights"], *more])
 
 
-def run(pilot, source, images, weights, home, epochs=EPOCHS, seed=SEED):
+def run(pilot, source, images, weights, home, epochs=EPOCHS, seed=SEED, **options):
     """Train one of PILOTS in `home`, or find it there: its row of the table.
 
-    source: without test slices; images: uint8 (N, S, S) of the pilot's image_size; weights: of its `start`.
+    source: without test slices; images: uint8 (N, S, S) of the pilot's image_size; weights: of its `start`; options:
+    more of `training.train`.
     """
     recipe = CHOSEN | pilot
     epochs = recipe.pop("epochs", epochs)
     folder = Path(home, folder_name(pilot), f"seed-{seed}")
     training.train(source, images, folder, VARIANT, epochs=epochs, seed=seed, deterministic=False,
-                   **recipe | {"weights": weights})
+                   **recipe | {"weights": weights}, **options)
     done = training.read_run(folder)
     late = done.history.tail(LAST)
     return {"variant": VARIANT, **recipe, "seed": seed, "epochs": epochs, "val_slices": len(done.predictions),

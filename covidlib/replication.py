@@ -4,8 +4,8 @@
     KERAS_BACKEND=torch python -m covidlib.replication train bundles runs --workers 14 --minutes 9
 
 A training of this study leaves most of a GPU idle, so that many run beside each other, each worker in a process of its
-own; no notebook and no image file is needed. Jobs run in the protocol's order; what is not finished in time is left
-out, and begun again by the same call. Runs lie in runs/<dataset>/study-gpu, and `python -m covidlib.publish` takes them.
+own; no notebook and no image file is needed. Jobs run in the order of the plan. What is not finished in time is left
+out, and begun again by the same call. Runs lie in runs/<dataset>/study-gpu; `python -m covidlib.publish` takes them.
 """
 
 import argparse
@@ -39,6 +39,7 @@ LEVERS = {  # against pilots.CHOSEN, which comes first
     "three-times-longer": {"epochs": 3 * pilots.EPOCHS},
     "longer-at-3e-5": {"learning_rate": 3e-5, "epochs": 3 * pilots.EPOCHS},
 }
+SELDOM = 20  # seconds between two states of a training
 GAIN = 0.02  # of validation accuracy, for a lever to meet the test part
 
 
@@ -106,7 +107,7 @@ def train(bundles, home, dataset, variant, seed, fold=-1, profile=PROFILE, epoch
     recipe = pilots.CHOSEN | changed
     folder = Path(home, dataset, profile, variant, runs.folder_name(seed, fold))
     training.train(source, images, folder, variant, epochs=epochs, seed=seed, deterministic=False, progress=False,
-                   **recipe | {"weights": _start(recipe["weights"], home)})
+                   checkpoint_every=SELDOM, **recipe | {"weights": _start(recipe["weights"], home)})
 
 
 def across(bundles, home, own, other):
@@ -125,7 +126,7 @@ def pilot(bundles, home, lever, seed):
     source = replace(source, manifest=source.manifest.iloc[kept].reset_index(drop=True))
     own = LEVERS[lever]
     row = pilots.run(own, source, images[kept], _start((pilots.CHOSEN | own)["weights"], home),
-                     Path(home, "pilots-gpu"), seed=seed)
+                     Path(home, "pilots-gpu"), seed=seed, checkpoint_every=SELDOM, progress=False)
     return {"lever": lever, **row}
 
 

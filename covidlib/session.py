@@ -29,13 +29,14 @@ class Session:
     """One training in `folder`, resumed if the same one was begun there.
 
     state.json is the truth: it holds the history, and checksums of the checkpoints and best weights of the last two
-    epochs; where a file of the last is damaged, the one before counts. Order and augmentation follow from seed and
-    epoch, dropout from seed generators that are in the checkpoint, the learning rate from the optimiser's count of
-    steps: a resumed session ends as if it had never stopped.
+    epochs that were written; where a file of the last is damaged, the one before counts. Order and augmentation
+    follow from seed and epoch, dropout from seed generators that are in the checkpoint, the learning rate from the
+    optimiser's count of steps: a resumed session ends as if it had never stopped.
     """
 
-    def __init__(self, source, images, folder, parameters):
+    def __init__(self, source, images, folder, parameters, every=0):
         self.source, self.images, self.folder, self.parameters = source, images, folder, parameters
+        self.every, self.written = every, time.monotonic()
         codes = source.manifest["label"].map({name: k for k, name in enumerate(source.classes)})
         self.labels = np.eye(len(source.classes), dtype=np.float32)[codes.to_numpy(dtype=int)]
         self.state = {"parameters": parameters, "history": [], "sha256": {}, "wall_seconds": 0.0}
@@ -155,22 +156,25 @@ class Session:
         return [self._checkpoint(len(history)), *([self._best(best)] if best else [])]
 
     def _save(self, row):
-        epoch, history = row["epoch"], [*self.state["history"], row]
-        written = [self._checkpoint(epoch)]
+        """Write what the session needs to go on after this epoch; seldom but for its last where `every` says so."""
+        epoch, history, known = row["epoch"], [*self.state["history"], row], self.state["sha256"]
+        before = _written(known)[:1]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if _best_epoch(history) == epoch:
-                written.append(self._best(epoch))
-                write_atomically(written[-1], self._write_weights)
-            write_atomically(written[0], self._write_variables)
-            known = self.state["sha256"] | {path.name: sha256(path) for path in written}
-            files = {path for count in (epoch - 1, epoch) if count for path in self._files(history[:count])}
-            self.state |= {"history": history, "sha256": {path.name: known[path.name] for path in files}}
+                write_atomically(self._best(epoch), self._write_weights)
+            self.state["history"] = history
+            if time.monotonic() - self.written < self.every and epoch < self.parameters["epochs"]:
+                return
+            write_atomically(self._checkpoint(epoch), self._write_variables)
+            files = {path for count in (*before, epoch) for path in self._files(history[:count])}
+            self.state["sha256"] = {path.name: known.get(path.name) or sha256(path) for path in files}
             state = {**self.state, "wall_seconds": self._wall_seconds()}
             write_atomically(self.folder / "state.json", json.dumps(state))
         except OSError as error:
             raise OSError(f"epoch {epoch} could not be written to {self.folder} ({error}). Mend that: the same call "
-                          f"goes on after epoch {epoch - 1}.") from error
+                          f"goes on after epoch {before[0] if before else 0}.") from error
+        self.written = time.monotonic()
         for path in set(self.folder.iterdir()) - files - {self.folder / "state.json"}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -186,7 +190,7 @@ class Session:
         if other := differences(state["parameters"], self.parameters):
             return self._start_over(f"{self.folder} was begun with {other}")
         epochs, known = len(state["history"]), state.get("sha256", {})
-        for count in range(epochs, max(0, epochs - 2), -1):
+        for count in _written(known):
             files = self._files(state["history"][:count])
             if all(path.is_file() and known.get(path.name) == sha256(path) for path in files):
                 break
@@ -246,6 +250,12 @@ class Session:
             "model": {"parameters": self.model.count_params(), "weights_sha256": weights_sha256(self.model)},
             "provenance": provenance.collect(self.parameters, wall_seconds=wall, **used),
         }
+
+
+def _written(known):
+    """The epochs whose checkpoints are among the names of `known`, the last first."""
+    return sorted((int(name[len("epoch-"):-len(".arrays")]) for name in known if name.startswith("epoch-")),
+                  reverse=True)
 
 
 def _best_epoch(history):

@@ -42,10 +42,13 @@ def compiled(model):
     if backend == "jax":
         import jax
 
-        state = [[variable.value for variable in group]
-                 for group in (model.trainable_variables, model.non_trainable_variables)]
         function = jax.jit(lambda state, batch: model.stateless_call(*state, batch, training=False)[0])
-        return lambda batch: np.asarray(function(state, batch))
+        groups = model.trainable_variables, model.non_trainable_variables
+
+        def answer(batch):  # `predict` gives the variables other arrays and deletes the old ones
+            return np.asarray(function([[variable.value for variable in group] for group in groups], batch))
+
+        return answer
     import torch
 
     def call(batch):

@@ -28,7 +28,7 @@ PATIENCE = 10  # seconds for the kernel of a killed training of the same run to 
 
 def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, seed, weights=None, precision="auto",
           learning_rate=1e-3, class_weights=False, early_stopping=None, augmentation="paper", mixup=0.0, average=0.0,
-          deterministic=True, progress=True):
+          deterministic=True, progress=True, checkpoint_every=0):
     """Train `variant` on the "train" rows of `source` and predict its "val" and "test" rows.
 
     Args:
@@ -48,6 +48,8 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
             the statistics of the normalisation. After https://arxiv.org/abs/1803.05407, in its exponential form.
         deterministic: same seed and machine, same weights byte for byte. On TensorFlow this stays switched
             on for the rest of the process.
+        checkpoint_every: seconds between two states that are written; after each epoch where it is 0. On a GPU an
+            epoch of a small set is shorter than the writing of its state.
 
     Returns the content of run.json; at once if `run_dir` holds this very run. Raises ValueError for a
     parameter or data that does not fit, or if `run_dir` holds another run; FloatingPointError if the loss
@@ -82,13 +84,13 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run_dir.with_name(f".{run_dir.name}.lock"), timeout=PATIENCE):
-            return _train(source, images, run_dir, parameters, progress)
+            return _train(source, images, run_dir, parameters, progress, checkpoint_every)
     except Timeout:
         raise RuntimeError(f"another training is at work on {run_dir}: wait for its end, or choose another "
                            "folder") from None
 
 
-def _train(source, images, run_dir, parameters, progress):
+def _train(source, images, run_dir, parameters, progress, every):
     partial = run_dir.with_name(run_dir.name + ".partial")
     if (run_dir / "run.json").exists():
         content = read_run(run_dir).content
@@ -101,7 +103,7 @@ def _train(source, images, run_dir, parameters, progress):
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-    session = Session(source, images, partial, parameters)
+    session = Session(source, images, partial, parameters, every)
     session.fit(progress)
     session.finish(run_dir)
     return read_json(run_dir / "run.json")
