@@ -1,7 +1,7 @@
 """The study once more, on a GPU and another backend: reports/published/PROTOCOL.md, "Replication".
 
     python -m covidlib.replication pack runs bundles                  # what trainings read: slices of 96 px, splits
-    KERAS_BACKEND=torch python -m covidlib.replication train bundles runs --workers 14 --minutes 9
+    KERAS_BACKEND=jax python -m covidlib.replication train bundles runs --workers 14 --minutes 9
 
 A training of this study leaves most of a GPU idle, so that many run beside each other, each worker in a process of its
 own; no notebook and no image file is needed. Jobs run in the order of the plan. What is not finished in time is left
@@ -39,6 +39,7 @@ LEVERS = {  # against pilots.CHOSEN, which comes first
     "three-times-longer": {"epochs": 3 * pilots.EPOCHS},
     "longer-at-3e-5": {"learning_rate": 3e-5, "epochs": 3 * pilots.EPOCHS},
 }
+STARTS = {"start-sarscov2-ct": f"{OTHER}/resnet50/0", "start-unlabelled": "unlabelled"}  # the job that makes it
 SELDOM = 20  # seconds between two states of a training
 GAIN = 0.02  # of validation accuracy, for a lever to meet the test part
 
@@ -147,10 +148,9 @@ def plan():
         training(OTHER, "resnet50", 0), training(OTHER, "improved", 0),
         Job("unlabelled", learn_unlabelled, {}, ("pretrain",)),
         *(training(UCSD, variant, seed) for seed in SEEDS for variant in BOTH),
+        *(Job(f"pilot {lever} {seed}", pilot, {"lever": lever, "seed": seed}, (STARTS.get(lever, "pretrain"),))
+          for lever in LEVERS for seed in PILOT_SEEDS),
         *(training(UCSD, variant, 0, fold=fold) for fold in range(splits.FOLDS) for variant in BOTH),
-        *(Job(f"pilot {lever} {seed}", pilot, {"lever": lever, "seed": seed},
-              ("pretrain", "unlabelled", f"{OTHER}/resnet50/0"))
-          for seed in PILOT_SEEDS for lever in LEVERS),
         *(training(UCSD, variant, seed) for seed in SEEDS for variant in PARTS),
         *(Job(f"{own} on {other}", across, {"own": own, "other": other},
               tuple(f"{own}/{variant}/0" for variant in BOTH)) for own, other in ((UCSD, OTHER), (OTHER, UCSD))),
@@ -176,7 +176,7 @@ def decide(table):
 def work(jobs, bundles, home, workers, seconds):
     """Do the jobs, as many beside each other as there are workers; returns the names of those that failed.
 
-    None begins after `seconds`. The pilots' table is written as it grows, and what they decide is done at the end.
+    None begins after `seconds`. The pilots' table is written as it grows, and what they decide comes next.
     """
     end, waiting, done, failed, rows = time.monotonic() + seconds, list(jobs), set(), [], []
     wanted = sum(job.function is pilot for job in jobs)
