@@ -104,7 +104,7 @@ def build(folder=HOME, pages=True):
 
 APART = ("phantom", "covid-ct-md")  # mechanics, and too few patients to judge by
 OPENING = ("baseline", "accuracy", "gain", "recall-covid", "gain-pyramid", "gain-attention", "plateau",
-           "time-complexity", "space-complexity", "faster-cpu", "detected", "viral-exceeds", "balanced")
+           "time-complexity", "space-complexity", "faster-cpu", "faster-gpu", "detected", "viral-exceeds", "balanced")
 
 
 def opening(rows):

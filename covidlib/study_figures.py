@@ -27,10 +27,11 @@ def draw(tables, found):
 
 
 def _where(row):
-    start = row.profile.removeprefix(study.PROFILE).strip("-")
+    kinds = row.profile.split("-")[1:]
+    own = [", on a GPU" if kind == "gpu" else f", start: {kind}" for kind in kinds]
     note = f" ({row.told})" if row.told == study.MECHANICS else ""
     trained = f"trained on {row.dataset}" if row.protocol == study.ACROSS else row.dataset
-    return f"{trained}{note}, {study.tested(row)}{f', start: {start}' if start else ''}"
+    return f"{trained}{note}, {study.tested(row)}{''.join(own)}"
 
 
 def accuracy(summary, baselines):
@@ -64,7 +65,7 @@ def _best(part):
 
 def _baseline_rows(first, baselines):
     protocol = shortcuts.OFFICIAL if first.protocol == study.SPLIT else shortcuts.CROSS_VALIDATION
-    own = baselines[(baselines.dataset == first.tested_on) & (baselines.profile == first.profile)]
+    own = baselines[(baselines.dataset == first.tested_on) & (baselines.profile == study.PROFILE)]
     own = own[own.protocol == (protocol if (own.protocol == protocol).any() else shortcuts.CROSS_VALIDATION)]
     own = own[own.baseline.isin(["majority class", "file facts"])
               | (own.baseline.eq("lungs blacked out") & own.seen.eq(shortcuts.HARMONISED))]
