@@ -52,9 +52,9 @@ class Batches(keras.utils.PyDataset):
 
 
 def feed(batches):
-    """What `fit`, `evaluate` and `predict` take: `batches`, which threads make; on TensorFlow a tf.data.Dataset.
+    """What `fit`, `evaluate` and `predict` take: `batches`, which threads make; TensorFlow's as a tf.data.Dataset.
 
-    That has no autotuning.
+    It goes without autotuning.
 
     With Keras's own conversion the autotuner's thread sleeps up to a minute between looks, and the iterator's end
     waits for it to wake: epochs then last 20.5 or 41 seconds whatever there is to do (TensorFlow 2.21).

@@ -1,5 +1,6 @@
 """A tiny network stands in for the variants where only the machinery around them is looked at."""
 
+import itertools
 import json
 import os
 import shutil
@@ -168,7 +169,7 @@ def test_interrupted_anywhere_it_goes_on(small, whole, tmp_path, monkeypatch, mo
     assert_same_run(whole, tmp_path / "cut")
 
 
-def cut_after(folder, monkeypatch, epochs):
+def cut_after(folder, monkeypatch, epochs, **options):
     """Leave the partial folder of a tiny run that stopped after so many epochs."""
     original = session.Session._fit_epoch
 
@@ -179,7 +180,7 @@ def cut_after(folder, monkeypatch, epochs):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(session.Session, "_fit_epoch", interrupted)
-        train(folder)
+        train(folder, **options)
     return folder.with_name(folder.name + ".partial")
 
 
@@ -232,6 +233,18 @@ def test_two_trainings_of_one_run_do_not_meet(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_states_may_be_written_seldom(small, whole, tmp_path, monkeypatch, capsys):
+    clock, written, original = itertools.count(0, 10), [], session.Session._checkpoint
+    monkeypatch.setattr(session.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(session.Session, "_checkpoint",
+                        lambda self, epoch: written.append(epoch) or original(self, epoch))
+    partial = cut_after(tmp_path / "run", monkeypatch, epochs=2, checkpoint_every=15)
+    assert json.loads((partial / "state.json").read_text())["history"][-1]["epoch"] == 2 and 1 not in written
+    train(tmp_path / "run", checkpoint_every=1e9)
+    assert "going on after epoch 2" in capsys.readouterr().out
+    assert_same_run(whole, tmp_path / "run")
+
+
 def test_a_full_disk_is_told_and_loses_no_epoch(small, whole, tmp_path, repository):
     """The limit of a file's size stands for a disk that is full: from the second epoch on nothing fits."""
     cut = ("import resource, sys; sys.path.insert(0, 'tests'); from test_training import toy, tiny, OPTIONS;"
