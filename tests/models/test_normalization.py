@@ -24,7 +24,7 @@ on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reas
         {"renorm": True},
         {"trainable": False},
     ],
-    ids=str,
+    ids=lambda flags: ",".join(flags) or "none",
 )
 def test_layer_with_every_flag(flags, tmp_path):
     run_layer_test(lambda **options: BatchNormalization(**flags, **options), (4, 5, 6, 3), tmp_path)
