@@ -1,7 +1,8 @@
 """The study once more, on a GPU and another backend: reports/published/PROTOCOL.md, "Replication".
 
     python -m covidlib.replication pack runs bundles                  # what trainings read: slices of 96 px, splits
-    KERAS_BACKEND=jax python -m covidlib.replication train bundles runs --workers 14 --minutes 9
+    export KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR=/tmp/jax XLA_PYTHON_CLIENT_PREALLOCATE=false
+    python -m covidlib.replication train bundles runs --workers 14 --minutes 60
 
 A training of this study leaves most of a GPU idle, so that many run beside each other, each worker in a process of its
 own; no notebook and no image file is needed. Jobs run in the order of the plan. What is not finished in time is left
@@ -52,6 +53,12 @@ class Job:
     function: object
     arguments: dict
     needs: tuple = field(default=())
+
+    @property
+    def kind(self):
+        """What jobs of other seeds and folds share: the program that a backend compiles."""
+        own = {name: value for name, value in self.arguments.items() if name not in ("seed", "fold")}
+        return self.function, *sorted(own.items()), self.arguments.get("fold", -1) >= 0
 
 
 def pack(source, target):
@@ -176,21 +183,26 @@ def decide(table):
 def work(jobs, bundles, home, workers, seconds):
     """Do the jobs, as many beside each other as there are workers; returns the names of those that failed.
 
-    None begins after `seconds`. The pilots' table is written as it grows, and what they decide comes next.
+    None begins after `seconds`. The first of a kind runs alone: the others find what it compiled. The pilots' table is
+    written as it grows, and what they decide comes next.
     """
-    end, waiting, done, failed, rows = time.monotonic() + seconds, list(jobs), set(), [], []
+    end, waiting, failed, rows = time.monotonic() + seconds, list(jobs), [], []
+    done, compiled = set(), set()
     wanted = sum(job.function is pilot for job in jobs)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         running = {}
         while running or waiting:
             ready = [job for job in waiting if done.issuperset(job.needs)] if time.monotonic() < end else []
-            for job in ready[: workers - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(_timed, job, bundles, home)] = job
+            for job in ready:
+                early = job.kind not in compiled and any(job.kind == other.kind for other in running.values())
+                if len(running) < workers and not early:
+                    waiting.remove(job)
+                    running[pool.submit(_timed, job, bundles, home)] = job
             if not running:
                 break
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
+                compiled.add(job.kind)
                 try:
                     result, took = future.result()
                 except Exception as error:

@@ -1,5 +1,7 @@
 """The plan of the replication, its decisions and its workers; what it trains is training's."""
 
+import time
+
 import pandas as pd
 import pytest
 from test_training import tiny, toy
@@ -56,6 +58,21 @@ def test_workers_do_what_is_ready_and_go_on_after_a_failure(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
     told = capsys.readouterr().out
     assert "broken failed: ValueError: no such thing" in told and "2 done, 1 failed, 1 not begun" in told
+
+
+def note(bundles, home, kind, seed):
+    begun = time.monotonic()
+    time.sleep(0.3)
+    (home / f"{kind}-{seed}").write_text(f"{begun} {time.monotonic()}")
+
+
+def test_the_first_of_a_kind_runs_alone(tmp_path):
+    jobs = [replication.Job(f"{kind} {seed}", note, {"kind": kind, "seed": seed}) for kind in "ab" for seed in range(3)]
+    assert replication.work(jobs, BUNDLES, tmp_path, 4, 60) == []
+    for kind in "ab":
+        times = [tuple(map(float, (tmp_path / f"{kind}-{seed}").read_text().split())) for seed in range(3)]
+        (_, first_end), *others = sorted(times)
+        assert all(begun > first_end for begun, _ in others)
 
 
 def test_nothing_begins_when_time_is_over(tmp_path, capsys):

@@ -1,13 +1,14 @@
 """A scan, slice by slice, and what two trained networks say of it."""
 
 import html
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from covidlib import answers, ct, doubts, explain, harmonise, lungs, predict, scans
+from covidlib import answers, ct, doubts, explain, harmonise, lungs, predict, provenance, scans
 from covidlib.app import networks
 from covidlib.app.widgets import Files, Picture, fill
 from covidlib.app.work import Job, Latest, sentence
@@ -307,21 +308,24 @@ class Viewer:
             return
         sizes = sorted({network.image_size for network in asked})
         pictures, kept, problems = {size: [] for size in sizes}, [], []
-        for index in range(len(scan)):
-            if job.cancelled:
-                self._tell("Cancelled.")
-                return
-            try:
-                picture = scan.picture(index)
-            except (ct.ReadError, OSError) as error:
-                problems.append(error)
-                continue
-            lung = lungs.lung_mask(picture)
-            for size in sizes:
-                pictures[size].append(harmonise.harmonise(picture, size, lung)[0])
-            kept.append((index, bool(lung.any())))
-            self.progress.value = 0.8 * (index + 1) / len(scan)
-            self._tell(f"{index + 1} of {len(scan)} slices read")
+        pool = ThreadPoolExecutor(provenance.threads())  # finding lungs is most of the work, and SciPy's
+        try:
+            for index, seen in enumerate([pool.submit(_see, scan, index, sizes) for index in range(len(scan))]):
+                if job.cancelled:
+                    self._tell("Cancelled.")
+                    return
+                try:
+                    found, lung = seen.result()
+                except (ct.ReadError, OSError) as error:
+                    problems.append(error)
+                    continue
+                for size in sizes:
+                    pictures[size].append(found[size])
+                kept.append((index, lung))
+                self.progress.value = 0.8 * (index + 1) / len(scan)
+                self._tell(f"{index + 1} of {len(scan)} slices read")
+        finally:
+            pool.shutdown(cancel_futures=True)
         tables = {}
         for number, network in enumerate(asked):
             if job.cancelled:
@@ -440,6 +444,13 @@ class Panel:
                   (self.picture.place[1] * side - (side - width) // 2 - left) / own)
         place = tuple(float(np.clip(share, 0, 0.999)) for share in chosen)
         return place, all(0 <= share <= 1 for share in chosen)
+
+
+def _see(scan, index, sizes):
+    """({size: the slice as networks of that size see it}, whether lung was found). Raises ct.ReadError or OSError."""
+    picture = scan.picture(index)
+    lung = lungs.lung_mask(picture)
+    return {size: harmonise.harmonise(picture, size, lung)[0] for size in sizes}, bool(lung.any())
 
 
 def _heat(answer, overlay, k, place, size):
