@@ -27,8 +27,8 @@ def made(home):
     def interrupted(path, content):
         """In the second epoch, when its row is written and its state is not."""
         write_atomically(path, content)
-        calls.append(path)
-        if len(calls) == 2:
+        calls.append(path.suffix)
+        if calls.count(".csv") == 2:
             raise KeyboardInterrupt("killed")
 
     with pytest.MonkeyPatch.context() as patch:
