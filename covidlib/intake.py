@@ -1,6 +1,7 @@
 """Every slice decoded once, by all processors: what the network sees of it, and what the audit asks of it.
 
-Slices stream through: memory does not grow with the set, but for the audit's thumbnails (4 KiB a slice).
+Slices stream through: pictures and the audit's thumbnails (4 KiB a slice) go to disk, and memory grows with the rows of
+the manifest and of the facts alone.
 """
 
 import functools
@@ -33,8 +34,8 @@ class Intake:
     """What decoding found, one row or image per slice of the source that `take_in` returns.
 
     facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` the lungs' share of the picture);
-    thumbnails: uint8 (N, 64, 64); sampled: int (M,), rows that the shortcut baselines use; features: what each
-    baseline sees of them, name -> (M, k), see shortcuts.features.
+    thumbnails: uint8 (N, 64, 64), memory-mapped; sampled: int (M,), rows that the shortcut baselines use; features:
+    what each baseline sees of them, name -> (M, k), see shortcuts.features.
     """
 
     facts: pd.DataFrame
@@ -53,9 +54,9 @@ def take_in(source, image_size, cache_dir, on_error="raise"):
     _check_size(image_size)
     chosen = _sample(source.manifest)
     wanted = np.isin(np.arange(len(source.manifest)), chosen)
-    facts, thumbnails, features, bad, problems = [], [], [], [], []
+    facts, features, bad, problems = [], [], [], []
 
-    def images():
+    def images(thumbnails):
         for row, result in enumerate(_each(_study, source, [(image_size, bool(asked)) for asked in wanted])):
             if isinstance(result, ct.ReadError):
                 bad.append(row)
@@ -63,13 +64,15 @@ def take_in(source, image_size, cache_dir, on_error="raise"):
                 continue
             image, found, thumbnail, seen = result
             facts.append(found)
-            thumbnails.append(thumbnail)
+            thumbnails.write(thumbnail.tobytes())
             if seen is not None:
                 features.append((len(facts) - 1, seen))
             yield image
 
-    with _Store(cache_dir, source.name, image_size, len(source.manifest)) as store:
-        store.fill(images())
+    # a file without a name: it goes with the last that maps it, also where the process is killed
+    with (_Store(cache_dir, source.name, image_size, len(source.manifest)) as store,
+          tempfile.TemporaryFile(dir=cache_dir) as thumbnails):
+        store.fill(images(thumbnails))
         every = [*source.problems, *_one_per_file(problems)]
         if every and on_error == "raise":
             raise datasets.DataError(every)
@@ -77,9 +80,11 @@ def take_in(source, image_size, cache_dir, on_error="raise"):
         table = pd.DataFrame(facts, columns=FACTS)
         source = replace(source, manifest=source.manifest.assign(sha256=table.sha256))
         store.keep(_key(source))
+        thumbnails.flush()
+        small = np.memmap(thumbnails, np.uint8, "r", shape=(len(table), *(similarity.THUMBNAIL,) * 2))
     rows, seen = zip(*features, strict=True)
     columns = {name: np.stack([one[name] for one in seen]) for name in seen[0]}
-    return _note_doubtful(_note_left_out(source), table), Intake(table, np.stack(thumbnails), np.array(rows), columns)
+    return _note_doubtful(_note_left_out(source), table), Intake(table, small, np.array(rows), columns)
 
 
 def load_images(source, image_size, cache_dir=None):
@@ -138,7 +143,8 @@ class _Store:
 
     def fill(self, images):
         """Write the images one after another; there may be fewer than was planned for."""
-        require_room(self.folder, 2 * math.prod(self.shape))  # a full disk would take the process down, see keep
+        # a full disk would take the process down; see keep, and the thumbnails
+        require_room(self.folder, 2 * math.prod(self.shape) + self.shape[0] * similarity.THUMBNAIL**2)
         array = np.lib.format.open_memmap(self.part, "w+", np.uint8, self.shape)
         for image in images:
             array[self.filled] = image

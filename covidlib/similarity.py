@@ -106,8 +106,10 @@ def _candidates(points):
     count, radius = len(points), np.sqrt(2 - 2 * MIN_CORRELATION) + _MARGIN
     index = Index(ndim=points.shape[1], metric="l2sq", dtype="f32", connectivity=32, expansion_add=128,
                   expansion_search=128)
-    # a graph of hundreds of equal points falls apart; far below the margin
-    points = points + np.random.default_rng(0).normal(0, 1e-5, points.shape).astype(np.float32)
+    rng = np.random.default_rng(0)
+    for start in range(0, count, _BLOCK):  # a graph of hundreds of equal points falls apart; far below the margin
+        part = points[start : start + _BLOCK]
+        part += rng.normal(0, 1e-5, part.shape).astype(np.float32)
     index.add(np.arange(count), points, threads=1)  # several would make the graph a matter of chance
     for start in range(0, count, _BLOCK):
         queries, wanted = np.arange(start, min(start + _BLOCK, count)), _NEIGHBOURS

@@ -173,3 +173,35 @@ def test_wrong_parameters(source, tmp_path):
         intake.load_images(source, 0)
     with pytest.raises(ValueError, match="Received: on_error='ignore'"):
         intake.take_in(source, 32, tmp_path, on_error="ignore")
+
+
+LARGE = """
+import sys
+import numpy as np
+import pandas as pd
+from benchmarks.growth import Peak, resident
+from covidlib import datasets, intake
+count = int(sys.argv[1])
+rng, facts = np.random.default_rng(0), ["png", "png", "L", 1, 2, 3, 0.1]
+def decoded(*_):
+    for n in range(count):
+        seen = {"files": np.zeros(1)} if n == 0 else None
+        yield np.zeros((8, 8), np.uint8), [f"{n:064x}", n, *facts], rng.integers(0, 256, (64, 64), np.uint8), seen
+intake._each = decoded
+manifest = pd.DataFrame({"path": np.arange(count).astype(str), "label": "covid", "patient": "one", "source": "",
+                         "split": "", "slice_index": 0})
+source = datasets.Source(manifest, ("covid",), sys.argv[2], "noise")
+before = resident()
+with Peak() as peak:
+    found = intake.take_in(source, 8, sys.argv[2])[1]
+assert len(np.unique(found.thumbnails[:, 0, :8], axis=0)) == count
+print(peak.highest - before)
+"""
+
+
+def test_pictures_are_not_held_in_memory(tmp_path, repository):
+    """30,000 slices more have 117 MiB of thumbnails; 45 may stay, for rows of facts of up to 1.5 KiB."""
+    peaks = [float(subprocess.run([sys.executable, "-c", LARGE, str(count), tmp_path], capture_output=True, text=True,
+                                  check=True, cwd=repository).stdout) for count in (5000, 35_000)]
+    assert peaks[1] - peaks[0] < 45, peaks
+    assert all(path.suffix == ".npy" for path in tmp_path.iterdir())  # the thumbnails' file has no name
