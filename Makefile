@@ -59,6 +59,7 @@ benchmark: env ## this machine's figures into benchmarks/, 40 minutes; frontier:
 	for backend in tensorflow jax torch; do KERAS_BACKEND=$$backend $(BIN)/python -m benchmarks.gpu || exit 1; done
 	[ -z $(call quoted,DATA_ROOT) ] || $(BIN)/python -m benchmarks.frontier --data-root $(call quoted,DATA_ROOT)
 	$(BIN)/python -m benchmarks.bars
+	$(BIN)/python -m benchmarks.capacity
 
 lab: env ## JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_data.ipynb

@@ -1,13 +1,15 @@
 """Manifests of the size of COVIDx-CT and CC-CCII through split, audit and input: seconds and memory by rows.
 
-    python -m benchmarks.manifests                  # 10,000 to 200,000 rows, about 6 minutes on 2 cores, Linux
-    python -m benchmarks.manifests 617000           # one size more, about 10 minutes; replaces its rows in the table
+    python -m benchmarks.manifests                          # 10,000 to 200,000 rows, about 6 minutes on 2 cores, Linux
+    python -m benchmarks.manifests 617000 near-duplicates   # these sizes and parts alone; replaces their rows
 
-Everything is synthetic: 150 slices a patient, facts and checksums made up, thumbnails mixed of 30 smooth patterns so that
-neighbouring slices of a patient resemble each other and patients do not, hashes of their signs. No file is decoded here
-(that is linear: benchmarks.intake); where decoding would stand, `take in` gets noise of 32 px. Each part at each size has
-a process to itself. Memory is growth.Peak's: resident and not backed by a file, above imports and the manifest, but for
-`manifest`, which is the manifest's own. `shards` are read unaugmented at 96 px, and are of 10,000 slices at most.
+Everything is synthetic: 150 slices a patient, facts and checksums made up, thumbnails mixed of 30 smooth patterns so
+that neighbouring slices of a patient resemble each other and patients do not, hashes of their signs. No file is decoded
+here (that is linear: benchmarks.intake); where decoding would stand, `take in` gets a blank slice of 32 px and a
+thumbnail of noise. Each part at each size has a process to itself. `cpu_seconds` are the processor's, all threads
+together: other work beside it disturbs them less. Memory is growth.Peak's: resident and not backed by a file, above
+imports and what the part is given. Shards hold 10,000 slices of 96 px, most of whose bits are noise, and are read
+without augmentation.
 """
 
 import json
@@ -25,7 +27,7 @@ from benchmarks import tables
 from benchmarks.growth import Peak, resident
 
 SIZES = 10_000, 50_000, 200_000
-COLUMNS = ["what", "rows", "seconds", "peak_mib", "note", "date"]
+COLUMNS = ["what", "rows", "seconds", "cpu_seconds", "peak_mib", "note", "date"]
 CLASSES, PER_PATIENT, PATTERNS = ("covid", "cap", "normal"), 150, 30
 
 
@@ -58,7 +60,9 @@ def described(count, folder):
 
 
 def manifest(count, folder):
-    table(count)
+    yield
+    rows = table(count)
+    yield f"{len(rows.columns)} columns"
 
 
 def split(count, folder):
@@ -144,9 +148,8 @@ def _shards(count, folder, read):
     from benchmarks.growth import cache
     from covidlib import datasets, shards
 
-    count = min(count, 10_000)
     images = cache(folder, count, 96)
-    images = images & 0xF8  # half of it noise, so that PNG has something to do
+    images = images & 0xF8  # PNG has something to do
     source = datasets.Source(table(count).assign(split="train"), CLASSES, folder, "bench")
     tf.constant(0) + 1
     if read:
@@ -164,50 +167,48 @@ def _shards(count, folder, read):
 
 PARTS = {"manifest": manifest, "split by patient": split, "split without patients": split_without_patients,
          "sample of the audit without patients": sample_without_patients, "shipped split": shipped_split,
-         "leaks of the manifest": leaks, "near-duplicates": near_duplicates, "take in": take_in,
-         "write shards": write_shards, "read shards": read_shards}
+         "leaks of the manifest": leaks, "take in": take_in, "write shards": write_shards, "read shards": read_shards,
+         "near-duplicates": near_duplicates}
 
 
 def measure(what, count):
-    """One part in this process; printed as JSON. A part that is a generator is measured from its first yield on."""
+    """One part in this process, from its first yield on; printed as JSON."""
     import covidlib.audit
     import covidlib.intake
     import covidlib.splits  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:
-        if what == "manifest":
-            before, start, rows = resident(), time.perf_counter(), table(count)
-            print(json.dumps([time.perf_counter() - start, resident() - before, f"{len(rows.columns)} columns"]))
-            return
         part = PARTS[what](count, Path(folder))
         next(part)
-        before, start = resident(), time.perf_counter()
+        before, start, cpu = resident(), time.perf_counter(), time.process_time()
         with Peak() as peak:
             note = next(part, "")
-        print(json.dumps([time.perf_counter() - start, peak.highest - before, note]))
+        print(json.dumps([time.perf_counter() - start, time.process_time() - cpu, peak.highest - before, note]))
 
 
-def main(sizes):
+def main(sizes, parts):
     path = tables.RESULTS / f"manifests_{tables.device()}.csv"
     known = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for count in sizes:
-        for what in PARTS:
+        for what in parts:
             if what.endswith("shards") and count > SIZES[0]:
                 continue
-            answer = subprocess.run([sys.executable, "-m", "benchmarks.manifests", what, str(count)],
+            answer = subprocess.run([sys.executable, "-m", "benchmarks.manifests", "measure", what, str(count)],
                                     capture_output=True, text=True)
             if answer.returncode:
                 raise RuntimeError(f"{what} of {count} rows failed:\n{answer.stderr[-2000:]}")
-            seconds, peak, note = json.loads(answer.stdout.splitlines()[-1])
-            row = dict(zip(COLUMNS, (what, count, round(seconds, 3), round(peak, 1), note, date.today()), strict=True))
+            seconds, cpu, peak, note = json.loads(answer.stdout.splitlines()[-1])
+            found = what, count, round(seconds, 3), round(cpu, 3), round(peak, 1), note, date.today()
+            row = dict(zip(COLUMNS, found, strict=True))
             known = [old for old in known if (old["what"], old["rows"]) != (what, count)] + [row]
             known.sort(key=lambda row: (list(PARTS).index(row["what"]), row["rows"]))
-            print(f"{what:36} {count:7} {seconds:8.2f} s {peak:7.0f} MiB  {note}", flush=True)
+            print(f"{what:36} {count:7} {seconds:8.2f} s {cpu:8.2f} s {peak:7.0f} MiB  {note}", flush=True)
             pd.DataFrame(known, columns=COLUMNS).to_csv(path, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        measure(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1:2] == ["measure"]:
+        measure(sys.argv[2], int(sys.argv[3]))
     else:
-        main([int(size) for size in sys.argv[1:]] or SIZES)
+        chosen = [word for word in sys.argv[1:] if not word.isdigit()]
+        main([int(word) for word in sys.argv[1:] if word.isdigit()] or SIZES, chosen or PARTS)

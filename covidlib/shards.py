@@ -8,8 +8,8 @@ of Python; its batches are what `fit` takes on every backend of Keras, and what 
     for x, y in shards.read(folder, "train", 32, seed=0, epoch=epoch).as_numpy_iterator():
 
 Slices are dealt to shards at random when they are written. The order of an epoch is then a shuffle of the shards, of
-which READERS are read in turns, and one of the slices within a window of WINDOW: less random than `pipeline.Batches`,
-which can put any two slices side by side, and, like it, a function of seed and epoch alone.
+which READERS are read in turns, and one of the slices within each WINDOW that follow: less random than that of
+pipeline.Batches, which can put any two slices side by side, and, like it, a function of seed and epoch alone.
 """
 
 import functools
@@ -26,7 +26,7 @@ from covidlib.datasets import SPLITS
 from covidlib.files import sha256, write_atomically
 
 READERS = 8  # files; another number is another order
-WINDOW = 4096  # slices, as PNG
+WINDOW = 4096  # slices, held as PNG
 _TURN = 16  # slices of one file after another
 
 
@@ -97,7 +97,9 @@ def read(folder, split, batch_size, seed=None, epoch=0, augmenter=None):
     dataset = tf.data.Dataset.from_tensor_slices(files).interleave(
         tf.data.TFRecordDataset, READERS, _TURN, num_parallel_calls=min(READERS, threads), deterministic=True)
     if shuffled:
-        dataset = dataset.shuffle(WINDOW, int(rng.integers(2**62)), reshuffle_each_iteration=False)
+        key = int(rng.integers(2**62))  # Dataset.shuffle would draw from the program's global seed, too
+        dataset = dataset.batch(WINDOW).enumerate().map(
+            lambda n, records: tf.random.experimental.stateless_shuffle(records, [key, n])).unbatch()
     side, classes = index["image_size"], len(index["classes"])
 
     def decode(record):

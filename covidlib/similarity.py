@@ -129,6 +129,8 @@ def _candidates(points):
 
 def _pairs(a, b, hashes, thumbnails):
     distance = np.bitwise_count(hashes[a] ^ hashes[b])
-    correlation = np.einsum("ij,ij->i", _unit(thumbnails[a]), _unit(thumbnails[b]))
+    rows, place = np.unique(np.stack([a, b]), return_inverse=True)  # a slice of a volume has many pairs
+    units, (first, second) = _unit(thumbnails[rows]), place.reshape(2, -1)
+    correlation = np.einsum("ij,ij->i", units[first], units[second])
     table = pd.DataFrame({"a": a, "b": b, "distance": distance, "correlation": correlation})
     return table[correlation >= MIN_CORRELATION]
