@@ -187,8 +187,8 @@ def breaks(rows, decoded, audited, cores, training, inference, shard, shard_rate
         (f"the cache at {SIDE} px no longer lies in memory", MEMORY / SIDE**2,
          "random reads from disk: shards"),
         (f"disk: cache at {SIDE} px, made at twice its size, and thumbnails", DISK / (2 * SIDE**2 + 64**2),
-         "a larger disk; shards take about a quarter (12 of 50 KB a slice, 100 slices of SARS-CoV-2 CT), but are made from "
-         "the cache"),
+         "a larger disk; shards take a quarter (12 of 50 KB a slice, of 100 of SARS-CoV-2 CT), but are made from the "
+         "cache"),
         ("disk: cache at 96 px likewise", DISK / (2 * 96**2 + 64**2), "a larger disk"),
     ]
     for device, (rate, *_) in sorted(training.items()):
