@@ -1,9 +1,12 @@
 """The profiles of workflow/cluster, and the smoke sweep through a SLURM of one node (`pytest -m slurm`)."""
 
+import contextlib
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -140,7 +143,8 @@ def single_node(repository):
     if started.returncode:
         pytest.skip(f"SLURM does not start: {started.stderr.strip().splitlines()[-1]}")
     yield
-    assert script("stop").returncode == 0
+    stopped = script("stop")
+    assert stopped.returncode == 0, stopped.stderr
 
 
 @pytest.mark.slurm
@@ -162,7 +166,7 @@ def test_the_smoke_sweep_through_slurm_survives_a_killed_job_and_equals_a_local_
     started = time.monotonic()
     with open(there / "log", "w") as log:
         sweep = subprocess.Popen([sys.executable, "workflow/reproduce.py", "--profile", "smoke", "--cluster", "slurm"],
-                                 cwd=there, stdout=log, stderr=subprocess.STDOUT)
+                                 cwd=there, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         while not (states := list((there / RUNS).glob("*/seed-0.partial/state.json"))):
             assert sweep.poll() is None and time.monotonic() < started + 1200, (there / "log").read_text()[-4000:]
@@ -175,7 +179,8 @@ def test_the_smoke_sweep_through_slurm_survives_a_killed_job_and_equals_a_local_
         print(f"{variant}, job {job}, killed after {len(done)} epochs and {time.monotonic() - started:.0f} s")
         sweep.wait(2400)
     finally:
-        sweep.terminate()
+        with contextlib.suppress(ProcessLookupError):  # it ended well, and all that it started with it
+            os.killpg(sweep.pid, signal.SIGKILL)
     said = (there / "log").read_text()
     assert sweep.returncode == 0, said[-4000:]
     print(f"through SLURM, whole: {time.monotonic() - started:.0f} s")

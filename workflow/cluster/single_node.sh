@@ -2,7 +2,7 @@
 # SLURM on this one machine, for tests and for trying the profile: not a cluster, and not for other people's jobs.
 # As root:  single_node.sh install   munge and slurm-wlm from Debian or Ubuntu
 #           single_node.sh start     writes the configuration, starts the daemons, waits until the node is idle
-#           single_node.sh stop      stops what start started and removes the configuration
+#           single_node.sh stop      cancels every job, stops what start started, removes the configuration
 # A SLURM that start has not configured is left alone.
 set -euo pipefail
 
@@ -123,13 +123,24 @@ start() {
   fail "the node was not idle within a minute: $STATE/slurmctld.log, $STATE/slurmd.log"
 }
 
+empty_queue() { # or jobs would outlive the daemons, and nobody would know of them
+  local queued
+  for _ in $(seq 60); do
+    queued=$(squeue --noheader --format=%A) || fail "slurmctld does not answer: $STATE/slurmctld.log"
+    [ -n "$queued" ] || return 0
+    echo "$queued" | xargs scancel --quiet || true # one that has ended since is an error
+    sleep 1
+  done
+  fail "jobs did not end within a minute of scancel; SLURM is left running. Received: squeue=${queued//$'\n'/ }"
+}
+
 stop() {
   refuse_others
   if [ ! -e "$CONF" ]; then
     return
   fi
   if alive "$RUN/slurmctld.pid" slurmctld; then
-    scancel --quiet --user=root || true
+    empty_queue
   fi
   halt "$RUN/slurmd.pid" slurmd
   halt "$RUN/slurmctld.pid" slurmctld
