@@ -23,6 +23,19 @@ def write_atomically(path, content):
         raise
 
 
+def require_writable(folder):
+    """Make `folder`. Raises PermissionError, in a sentence, where it cannot be made or nothing can be written to it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise PermissionError(f"nothing can be written to this folder ({error.strerror}): give yourself the right to, "
+                              f"or take another one. Received: folder={folder}") from error
+
+
 def require_room(folder, size):
     """Raise OSError where the disk of `folder` has no room for `size` bytes; HDF5 would take the process down."""
     free = shutil.disk_usage(folder).free

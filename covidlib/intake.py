@@ -20,7 +20,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, splits
-from covidlib.files import require_room, sha256
+from covidlib.files import require_room, require_writable, sha256
 
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
 _HERE = Path(__file__).parent
@@ -92,14 +92,14 @@ def load_images(source, image_size, cache_dir=None):
 
     With `cache_dir` the array lies there, memory-mapped and read-only, under a name made of the files' content,
     the size and the code that reads them; of two processes that want the same one decodes and the other waits.
-    Raises datasets.DataError naming all files that are no CT slices.
+    Raises datasets.DataError naming all files that are no CT slices, PermissionError where `cache_dir` is read-only.
     """
     _check_size(image_size)
     if cache_dir is None:
         with tempfile.TemporaryDirectory() as folder:
             return np.array(load_images(source, image_size, folder))
     path = _cached(cache_dir, source.name, image_size, _key(source))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(path.parent)
     with FileLock(f"{path}.lock"):
         if not _is_whole(path, (len(source.manifest), image_size, image_size)):
             problems = []
@@ -136,7 +136,7 @@ class _Store:
         self.shape, self.filled = (length, image_size, image_size), 0
 
     def __enter__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
+        require_writable(self.folder)
         handle, self.part = tempfile.mkstemp(dir=self.folder, prefix=".decoding.", suffix=".npy")
         os.close(handle)
         return self

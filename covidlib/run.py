@@ -13,9 +13,12 @@ import argparse
 import ast
 import difflib
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
+
+from covidlib.files import require_writable
 
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
 
@@ -62,8 +65,8 @@ def execute(notebook, output, parameters: dict) -> Path:
     """Run `notebook` with `parameters`, its own folder as working directory, and write it to `output`.
 
     `output` appears only when every cell has run; a failed notebook is kept beside it as
-    `<output stem>.failed.ipynb`. Raises FileNotFoundError, ValueError and TypeError before a kernel
-    is started, papermill.PapermillExecutionError when a cell fails.
+    `<output stem>.failed.ipynb`. Raises FileNotFoundError, PermissionError, ValueError and TypeError before a
+    kernel is started, papermill.PapermillExecutionError when a cell fails.
     """
     import papermill
 
@@ -73,7 +76,9 @@ def execute(notebook, output, parameters: dict) -> Path:
     declared = {name: entry["inferred_type_name"].split(".")[-1]
                 for name, entry in papermill.inspect_notebook(str(notebook)).items()}
     check(parameters, declared, notebook.name)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise ValueError(f"a notebook is written to a file, and this is a folder. Received: output={output}")
+    require_writable(output.parent)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     failed = output.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
@@ -121,7 +126,7 @@ def main(arguments=None) -> int:
         parameters = yaml.safe_load(Path(options.f).read_text(encoding="utf-8")) if options.f else {}
         parameters |= {name: yaml.safe_load(value) for name, value in options.p}
         print(execute(options.notebook, options.output, parameters))
-    except (FileNotFoundError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (FileNotFoundError, PermissionError, ValueError, TypeError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
@@ -132,7 +137,9 @@ def main(arguments=None) -> int:
             return 1
         if type(error).__name__ != "PapermillExecutionError":
             raise
-        print(f"error: {Path(options.notebook).name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+        mend = ("Give yourself the right to write there, or take another folder.\n"
+                if re.match(r"\[Errno (1|13|30)\]", error.evalue) else "")
+        print(f"error: {Path(options.notebook).name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{mend}"
               f"The notebook as far as it got: {Path(options.output).with_suffix('.failed.ipynb')}", file=sys.stderr)
         return 1
     return 0

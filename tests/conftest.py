@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,6 +15,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def repository():
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def bound():
+    """What stands before a command that file permissions shall bind, which they do not where root runs the tests."""
+    if os.geteuid() != 0:
+        return []
+    command = ["setpriv", "--bounding-set=-dac_override"]
+    if shutil.which("setpriv") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("file permissions do not bind root, and setpriv cannot have them do so")
+    return command
 
 
 @pytest.fixture(scope="session")

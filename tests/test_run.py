@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
@@ -88,3 +91,29 @@ def test_a_kernel_that_dies_is_told(tmp_path, capsys):
     assert run.main([str(path), str(tmp_path / "out.ipynb")]) == 1
     assert "example.ipynb: its kernel died, as where memory runs out" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["example.ipynb"]
+
+
+@pytest.mark.parametrize("output", ["kept/out.ipynb", "kept/deep/out.ipynb"])
+def test_an_output_that_cannot_be_written_is_told_before_a_kernel_starts(notebook, tmp_path, bound, repository, output):
+    kept = tmp_path / "kept"
+    kept.mkdir(mode=0o555)
+    done = subprocess.run([*bound, sys.executable, "-m", "covidlib.run", notebook, tmp_path / output], cwd=repository,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == (
+        "error: nothing can be written to this folder (Permission denied): give yourself the right to, or take "
+        f"another one. Received: folder={(tmp_path / output).parent}\n")
+    assert not list(kept.iterdir()) and not (tmp_path / "left.txt").exists()
+
+
+def test_an_output_that_is_a_folder_is_told(notebook, tmp_path, capsys):
+    assert run.main([str(notebook), str(tmp_path)]) == 2
+    assert f"this is a folder. Received: output={tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number, mend", [("EACCES", True), ("EROFS", True), ("ENOENT", False)])
+def test_a_cell_that_may_not_write_says_what_to_do(tmp_path, capsys, number, mend):
+    path = make(tmp_path, "epochs: int = 2",
+                f"import errno, os\nraise OSError(errno.{number}, os.strerror(errno.{number}), '../runs')")
+    assert run.main([str(path), str(tmp_path / "out.ipynb")]) == 1
+    message = capsys.readouterr().err
+    assert "'../runs'" in message and ("Give yourself the right to write there" in message) == mend

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covidlib import runs, session, training
+from covidlib import datasets, intake, runs, session, splits, training
 
 CLASSES = ("covid", "viral", "normal")
 SIZE = 32
@@ -96,6 +96,23 @@ def assert_same_run(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (one, other)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed, told", [
+    ("cache", "PermissionError: nothing can be written to this folder (Permission denied): give yourself the right"),
+    ("improved", "Give yourself the right to write there, or take another folder.")])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, repository, bound, closed, told):
+    home = tmp_path / "home"
+    source, _ = intake.take_in(datasets.load("phantom", tmp_path / "data", [6, 6, 6]), SIZE, home / "cache")
+    datasets.save(datasets.replace(source, manifest=splits.assign(source.manifest, 0)[0]), home)
+    (home / closed).mkdir(exist_ok=True)
+    (home / closed).chmod(0o555)
+    done = subprocess.run([*bound, sys.executable, "-m", "covidlib.run", "notebooks/03_training.ipynb",
+                           tmp_path / "03.ipynb", "-p", "output_dir", home, "-p", "image_size", str(SIZE)],
+                          cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1 and told in done.stderr and str(home / closed) in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (home / "improved" / "seed-0").exists()
 
 
 @pytest.mark.slow

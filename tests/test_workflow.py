@@ -19,13 +19,17 @@ from covidlib import datasets
 REPORT, RUNS = "reports/phantom/smoke", "runs/phantom/smoke"
 
 
-@pytest.fixture(scope="module")
-def checkout(repository, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkout")
+def copied(repository, folder):
+    """Another checkout to run the workflow in."""
     for part in ("workflow", "notebooks"):
         shutil.copytree(repository / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copy(repository / "pyproject.toml", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkout(repository, tmp_path_factory):
+    return copied(repository, tmp_path_factory.mktemp("checkout"))
 
 
 def command(checkout, *options):
@@ -183,6 +187,18 @@ def test_the_work_is_done_once_at_a_time(checkout):
     (checkout / ".snakemake").mkdir(exist_ok=True)
     with FileLock(checkout / ".snakemake" / "reproduce.lock"):
         assert "is at work in this checkout" in reproduce(checkout).stderr
+
+
+@pytest.mark.parametrize("closed, named", [(".", ".snakemake"), (".snakemake", ".snakemake"), ("runs", RUNS),
+                                           ("reports", REPORT)])
+def test_a_checkout_that_cannot_be_written_is_told(repository, tmp_path, bound, closed, named):
+    folder = copied(repository, tmp_path / "checkout")
+    (folder / closed).mkdir(exist_ok=True)
+    (folder / closed).chmod(0o555)
+    done = subprocess.run([*bound, *command(folder)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == (
+        "make reproduce writes to this checkout, and nothing can be written to this folder (Permission denied): give "
+        f"yourself the right to, or take another one. Received: folder={folder / named}\n")
 
 
 def test_every_profile_has_the_same_keys(repository):

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from covidlib.datasets import NAMES
+from covidlib.files import require_writable
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = sorted(path.stem for path in (ROOT / "workflow/profiles").glob("*.yaml"))
@@ -46,7 +47,11 @@ def main():
     given = {"profile": profile, "dataset": options.dataset, "data_root": options.data_root,
              "on_error": options.on_error} | ({"start": options.weights} if options.weights else {})
     place = ROOT / ".snakemake"
-    place.mkdir(exist_ok=True)
+    try:
+        for folder in (place, ROOT / "runs" / options.dataset / profile, ROOT / "reports" / options.dataset / profile):
+            require_writable(folder)
+    except PermissionError as error:
+        sys.exit(f"make reproduce writes to this checkout, and {error}")
     where = (["--workflow-profile", f"workflow/cluster/{options.cluster}"] if options.cluster
              else ["--cores", str(options.jobs)])
     # values in a file: Snakemake would guess what kind of value a name on its command line is
