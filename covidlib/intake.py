@@ -92,7 +92,8 @@ def load_images(source, image_size, cache_dir=None):
 
     With `cache_dir` the array lies there, memory-mapped and read-only, under a name made of the files' content,
     the size and the code that reads them; of two processes that want the same one decodes and the other waits.
-    Raises datasets.DataError naming all files that are no CT slices, PermissionError where `cache_dir` is read-only.
+    Raises datasets.DataError naming all files that are no CT slices or, where they are decoded, not those whose sha256
+    the manifest has; PermissionError where `cache_dir` is read-only.
     """
     _check_size(image_size)
     if cache_dir is None:
@@ -104,7 +105,8 @@ def load_images(source, image_size, cache_dir=None):
         if not _is_whole(path, (len(source.manifest), image_size, image_size)):
             problems = []
             with _Store(cache_dir, source.name, image_size, len(source.manifest)) as store:
-                store.fill(_sound(_each(_see, source, [(image_size,)] * len(source.manifest)), problems))
+                listed = source.manifest.get("sha256", [""] * len(source.manifest))
+                store.fill(_sound(_each(_see, source, [(image_size, checksum) for checksum in listed]), problems))
                 if problems:
                     raise datasets.DataError(_one_per_file(problems))
                 store.keep(_key(source))
@@ -217,10 +219,14 @@ def see(path, slice_index, image_size, mask=None):
     return harmonise.harmonise(picture, image_size, lung)[0]
 
 
-def _see(path, index, mask, image_size):
-    """The network's image of one slice, or the ReadError."""
+def _see(path, index, mask, image_size, checksum):
+    """The network's image of one slice, or the ReadError; `checksum`: what the manifest has, "" where it has none."""
     try:
-        return see(path, index, image_size, mask)
+        image = see(path, index, image_size, mask)
+        if checksum and _checksum(path, Path(path).stat().st_mtime_ns) != checksum:
+            raise ct.ReadError(path, "is not the file that the manifest lists, its sha256 is another",
+                               "Put that one back, or run notebook 00_data again")
+        return image
     except (ct.ReadError, FileNotFoundError) as error:
         return _as_read_error(path, error)
 

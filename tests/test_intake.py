@@ -12,6 +12,7 @@ from PIL import Image
 
 from covidlib import ct, datasets, harmonise, intake, lungs
 from covidlib.datasets import phantom
+from covidlib.files import sha256
 
 
 def slice_of(seed):
@@ -74,6 +75,22 @@ def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch
     assert len(files(cache)) == 4 and first.any()
 
 
+def test_of_a_picture_that_is_replaced_the_audited_one_counts(source, tmp_path, pictures):
+    """Between two notebooks, under its name: the cache is of what notebook 00 saw, and nothing else is decoded anew."""
+    cache, home = tmp_path / "cache", tmp_path / "home"
+    taken, _ = intake.take_in(source, 32, cache)
+    datasets.save(replace(taken, manifest=taken.manifest.assign(split="train")), home)
+    Image.fromarray(pictures[0][::-1]).save(source.root / "3.png")
+    opened, audited = datasets.open_saved(home), np.array(intake.load_images(taken, 32, cache))
+    assert not np.array_equal(audited[2], intake.see(source.root / "3.png", 0, 32))
+    assert np.array_equal(intake.load_images(opened, 32, cache), audited)
+    (cache / files(cache)[0]).unlink()
+    with pytest.raises(datasets.DataError) as error:
+        intake.load_images(opened, 32, cache)
+    assert "3.png: is not the file that the manifest lists, its sha256 is another" in str(error.value)
+    assert "1 files" in str(error.value) and "run notebook 00_data again" in str(error.value) and files(cache) == []
+
+
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda _: b"", lambda whole: whole[1:],
                                     lambda whole: whole.replace(b"(4, 32, 32)", b"(3, 32, 32)")])
 def test_a_damaged_cache_is_made_anew(source, tmp_path, damage):
@@ -100,12 +117,13 @@ print(intake.load_images(source, 32, {str(tmp_path / 'cache')!r}).sum())
 
 
 def test_all_unreadable_files_are_named_at_once_and_nothing_is_left(source, tmp_path):
+    listed = replace(source, manifest=source.manifest.assign(
+        sha256=[sha256(source.root / path) for path in source.manifest.path]))
     (source.root / "3.png").write_bytes(b"no picture")
     (source.root / "1.png").write_bytes((source.root / "1.png").read_bytes()[:-4000])
     (source.root / "2.png").unlink()
     for call in (lambda: intake.take_in(source, 32, tmp_path / "cache"),
-                 lambda: intake.load_images(source.__class__(source.manifest.assign(sha256="x"), *(
-                     source.classes, source.root, "toy")), 32, tmp_path / "cache")):
+                 lambda: intake.load_images(listed, 32, tmp_path / "cache")):
         with pytest.raises(datasets.DataError) as error:
             call()
         message = str(error.value)
