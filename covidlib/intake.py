@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from covidlib.files import require_room, require_writable, sha256
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
 _HERE = Path(__file__).parent
 SAMPLED = 4000  # slices whose pixels the shortcut baselines learn from
+_SEALED = 0x2144DF1C  # the CRC-32 of everything that ends with its own
 _ALONE = 48  # slices that are read before other processes would have started
 _CODE = ("ct.py", "lungs.py", "harmonise.py", "formats/*.py")  # what an image depends on
 
@@ -114,12 +116,31 @@ def load_images(source, image_size, cache_dir=None):
 
 
 def _is_whole(path, shape):
-    """Whether an .npy file holds uint8 of this shape; one that was cut short or overwritten is decoded anew."""
+    """Whether an .npy file holds uint8 of this shape, as they were sealed; one that was damaged is decoded anew."""
     try:
         found = np.load(path, mmap_mode="r")
+        return found.shape == shape and found.dtype == np.uint8 and _is_sealed(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, EOFError):
         return False
-    return found.shape == shape and found.dtype == np.uint8
+
+
+@functools.lru_cache(maxsize=64)  # once in a process: a large cache takes a second for every gigabyte
+def _is_sealed(path, modified):
+    return _crc(path) == _SEALED
+
+
+def _seal(path):
+    """Have an .npy file end with its CRC-32, which NumPy does not look at."""
+    with open(path, "ab") as file:
+        file.write(_crc(path).to_bytes(4, "little"))
+
+
+def _crc(path):
+    crc = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            crc = zlib.crc32(part, crc)
+    return crc
 
 
 def _sound(results, problems):
@@ -161,6 +182,7 @@ class _Store:
             array[:] = whole[: self.filled]
             array.flush()
             os.replace(shorter, self.part)
+        _seal(self.part)
         os.chmod(self.part, 0o644)
         os.replace(self.part, _cached(self.folder, self.name, self.size, key))
 

@@ -92,7 +92,9 @@ def test_of_a_picture_that_is_replaced_the_audited_one_counts(source, tmp_path, 
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda _: b"", lambda whole: whole[1:],
-                                    lambda whole: whole.replace(b"(4, 32, 32)", b"(3, 32, 32)")])
+                                    lambda whole: whole.replace(b"(4, 32, 32)", b"(3, 32, 32)"),
+                                    lambda whole: whole.replace(b"order': False", b"order': True "),
+                                    lambda whole: whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:]])
 def test_a_damaged_cache_is_made_anew(source, tmp_path, damage):
     wanted = np.array(intake.load_images(source, 32, tmp_path / "cache"))
     path = tmp_path / "cache" / files(tmp_path / "cache")[0]
