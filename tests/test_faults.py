@@ -1,11 +1,15 @@
-"""Kill -9 at random moments, thirty in all: it goes on, and ends as if nothing had happened.
+"""Kill -9 at random moments, thirty in all: it goes on, and ends as if nothing had happened. Four notebooks at a time,
+twenty times: every run ends, with the same figures.
 
-    .venv/bin/python -m pytest -m faults -s          # twenty minutes on 2 cores; FAULTS_SEED=1 for other moments
+    .venv/bin/python -m pytest -m faults -s                          # two hours on 2 cores
+    .venv/bin/python -m pytest -m faults -k "not jobs" -s            # kills; FAULTS_SEED=1 for other moments
+    .venv/bin/python -m pytest -m faults -k "jobs and run00" -s      # one run of the twenty
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -14,10 +18,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_training import OPTIONS, assert_same_run, script
-from test_workflow import REPORT, RUNS, checkout, command, reproduce  # noqa: F401  a fixture
+from test_workflow import REPORT, RUNS, checkout, command, copied, reproduce  # noqa: F401  a fixture
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
-TRAININGS, WORKFLOWS = 20, 10
+TRAININGS, WORKFLOWS, PARALLEL, JOBS = 20, 10, 20, 4
+CLASH = "Address already in use"
 LONGER = OPTIONS | {"epochs": 8}
 
 
@@ -92,6 +97,12 @@ def tables(checkout):  # noqa: F811
     return found
 
 
+def assert_same_tables(found, wanted):
+    assert found and found.keys() == wanted.keys()
+    for name in wanted:
+        pd.testing.assert_frame_equal(found[name], wanted[name], check_exact=True, obj=name)
+
+
 def test_workflows(checkout, tmp_path, moments):  # noqa: F811
     begin = time.monotonic()
     assert ended(start(command(checkout), checkout), 1800)
@@ -105,9 +116,23 @@ def test_workflows(checkout, tmp_path, moments):  # noqa: F811
     done = reproduce(checkout)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (checkout / REPORT / "index.html").is_file()
-    found = tables(checkout)
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        pd.testing.assert_frame_equal(found[name], wanted[name], check_exact=True, obj=name)
+    assert_same_tables(tables(checkout), wanted)
 
 
+@pytest.fixture(scope="module")
+def first():
+    """The tables of the first of the parallel runs, once there are some."""
+    return {}
+
+
+@pytest.mark.parametrize("run", range(PARALLEL), ids="run{:02}".format)
+def test_jobs(repository, tmp_path, first, run):
+    folder = copied(repository, tmp_path / "checkout")
+    done = subprocess.run(command(folder, "--jobs", str(JOBS)), cwd=folder, capture_output=True, text=True)
+    logs = [path for kind in ("*.log", "*.ipynb") for path in folder.rglob(kind)]
+    said = [done.stdout, done.stderr, *(path.read_text() for path in logs)]
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {path.suffix for path in logs} == {".log", ".ipynb"} and not [text for text in said if CLASH in text]
+    found = tables(folder)
+    assert_same_tables(found, first.setdefault("tables", found))
+    shutil.rmtree(folder)
