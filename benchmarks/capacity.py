@@ -228,8 +228,8 @@ HOURS = """## Hours
 
 The search for near-duplicates and what surrounds it is one process, which more devices do not help; it was run to
 {largest} rows. Decoding uses all cores of one machine; more machines would each have to be given their part of the set
-by hand. covidlib trains one network on one device: what 8 and 64 devices give today is as many networks, seeds and
-folds side by side, in the same time as if one were trained by all of them without loss.
+by hand. What 8 and 64 devices surely give is as many networks, seeds and folds side by side. The devices of one machine
+can share one training (`devices` of notebook 03); what is lost between them was not measured, and the table has none.
 
 """
 MEMORY_TEXT = """## Memory and disk

@@ -9,7 +9,7 @@ class AdamW(keras.optimizers.AdamW):
 
     Keras composes the update of a variable from about a dozen operations, each of which reads and writes all of it;
     for ResNet-50 that is a twentieth of a training step on a CPU. On TensorFlow the kernel `ResourceApplyAdam` does
-    the same in one. On other backends and with `amsgrad` Keras's own code runs.
+    the same in one. On other backends, with `amsgrad` and in a tf.distribute.Strategy Keras's own code runs.
     """
 
     def update_step(self, gradient, variable, learning_rate):
@@ -17,6 +17,8 @@ class AdamW(keras.optimizers.AdamW):
             return super().update_step(gradient, variable, learning_rate)
         import tensorflow as tf
 
+        if tf.distribute.has_strategy():
+            return super().update_step(gradient, variable, learning_rate)
         step = tf.cast(self.iterations + 1, tf.float32)
         place = self._get_variable_index(variable)
         tf.raw_ops.ResourceApplyAdam(

@@ -1,5 +1,7 @@
 """Batches of the decoded slices (see intake), the same whenever they are asked for."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 
@@ -13,14 +15,18 @@ class Batches(keras.utils.PyDataset):
     slices to use, all where it is None. With a `seed` the order is a permutation and the `augmenter` draws, both
     functions of seed, `epoch` and the slice's place in `images` alone; without one the order is that of `rows`.
     The slices are divided as evenly as can be, at most `batch_size` to a batch, so that no small last batch disturbs
-    batch normalisation. `mixup` above 0 mixes the slices and labels of a batch with the same in another order, in
+    batch normalisation; each holds a multiple of `multiple`, for which at most multiple - 1 slices are left out, with a
+    seed others every epoch. `mixup` above 0 mixes the slices and labels of a batch with the same in another order, in
     one share from Beta(mixup, mixup) (https://arxiv.org/abs/1710.09412), both drawn from seed, epoch and batch.
     """
 
-    def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None, mixup=0.0):
+    def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None, mixup=0.0,
+                 multiple=1):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+        if multiple < 1 or batch_size % multiple:
+            raise ValueError(f"batch_size must be a multiple of {multiple}. Received: batch_size={batch_size}")
         if mixup and seed is None:
             raise ValueError(f"mixup is drawn from a seed. Received: mixup={mixup}, seed=None")
         if len(images) != len(labels):
@@ -32,7 +38,9 @@ class Batches(keras.utils.PyDataset):
         order = np.arange(len(images)) if rows is None else np.asarray(rows)
         if seed is not None:
             order = np.random.default_rng([seed, epoch]).permutation(order)
-        self.parts = np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
+        order = order[:len(order) - len(order) % multiple].reshape(-1, multiple)
+        parts = np.array_split(order, max(1, -(-order.size // batch_size)))
+        self.parts = [part.ravel() for part in parts if len(part)]
 
     def __len__(self):
         return len(self.parts)
@@ -51,17 +59,35 @@ class Batches(keras.utils.PyDataset):
         return batch[..., None], labels
 
 
+class _Ahead(keras.utils.PyDataset):
+    """The batches of another dataset, which threads make before they are asked for.
+
+    Keras's own threads hand on what was made for a reading that was broken off: its JAX trainer looks at the first
+    batch, begins again, and the epoch then has some batches twice and others not at all (Keras 3.15).
+    """
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches, self.pool, self.begun = batches, ThreadPoolExecutor(THREADS), {}
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        for n in range(index, min(index + 2 * THREADS, len(self))):
+            if n not in self.begun:
+                self.begun[n] = self.pool.submit(self.batches.__getitem__, n)
+        return self.begun.pop(index).result()
+
+
 def feed(batches):
-    """What `fit`, `evaluate` and `predict` take: `batches`, which threads make; TensorFlow's as a tf.data.Dataset.
+    """What `fit`, `evaluate` and `predict` take: `batches`, made ahead; on TensorFlow a Dataset without autotuning.
 
-    It goes without autotuning.
-
-    With Keras's own conversion the autotuner's thread sleeps up to a minute between looks, and the iterator's end
+    With Keras's own conversion its thread sleeps up to a minute between looks, and the iterator's end
     waits for it to wake: epochs then last 20.5 or 41 seconds whatever there is to do (TensorFlow 2.21).
     """
     if keras.backend.backend() != "tensorflow" or not len(batches):
-        batches.workers = THREADS
-        return batches
+        return _Ahead(batches)
     import tensorflow as tf
 
     signature = keras.tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), batches[0])

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from covidlib import evaluation, provenance
+from covidlib import distribution, evaluation, provenance
 from covidlib.augmentation import Augmenter
 from covidlib.files import require_room, sha256, write_atomically
 from covidlib.intake import quiet, slice_indices
@@ -44,10 +44,14 @@ class Session:
         begun = self._begun()
         keras.utils.clear_session()
         options = {name: parameters[name] for name in ("weights", "precision", "seed")}
-        self.model = build_classifier(parameters["variant"], source.classes, parameters["image_size"], **options)
-        self.trainer = self._compile()
-        if begun:
-            self._load()
+        self.devices = parameters.get("devices", 1)
+        self.strategy = distribution.strategy(self.devices)
+        with self.strategy.scope():
+            self.model = build_classifier(parameters["variant"], source.classes, parameters["image_size"], **options)
+            self.trainer = self._compile()
+            if begun:
+                self._load()
+        self.judge = self.trainer if self.devices == 1 else self._one_device()
 
     def fit(self, progress):
         wanted, done = self.parameters["epochs"], len(self.state["history"])
@@ -85,7 +89,7 @@ class Session:
 
     def _compile(self):
         """A model over the same layers, so that the one that is saved knows no optimiser."""
-        steps = len(self._batches("train")) * self.parameters["epochs"]
+        steps = len(self._batches("train", multiple=self.devices)) * self.parameters["epochs"]
         peak, rise = self.parameters["learning_rate"], max(1, round(WARM_UP * steps))
         decay = keras.optimizers.schedules.CosineDecay
         schedule = decay(0.0, max(1, steps - rise), alpha=0.01, warmup_target=peak, warmup_steps=rise)
@@ -102,6 +106,12 @@ class Session:
         trainer.reset_metrics()
         return trainer
 
+    def _one_device(self):
+        """A model over the same layers for validation and prediction, whose batches need not divide."""
+        judge = keras.Model(self.model.inputs, self.model.outputs[0])
+        judge.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=self.trainer.jit_compile)
+        return judge
+
     def _rows(self, *splits):
         return np.flatnonzero(self.source.manifest["split"].isin(splits))
 
@@ -111,14 +121,17 @@ class Session:
     def _fit_epoch(self, epoch):
         seed, start = self.parameters["seed"], time.perf_counter()
         augmenter, validation = Augmenter(self.parameters["augmentation"], seed), self._batches("val")
-        history = self.trainer.fit(
-            feed(self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter,
-                               mixup=self.parameters.get("mixup", 0.0))),
-            validation_data=feed(validation) if len(validation) else None,
-            class_weight=self._class_weights() if self.parameters["class_weights"] else None,
-            initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0,
-        ).history
-        row = {name: float(history[name][0]) if name in history else None for name in HISTORY[1:5]}
+        training = self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter,
+                                 mixup=self.parameters.get("mixup", 0.0), multiple=self.devices)
+        with self.strategy.scope(), distribution.synchronised(self.model):
+            history = self.trainer.fit(
+                feed(training), class_weight=self._class_weights() if self.parameters["class_weights"] else None,
+                initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0,
+            ).history
+        row = {name: float(history[name][0]) for name in HISTORY[1:3]} | dict.fromkeys(HISTORY[3:5])
+        if len(validation):
+            found = self.judge.evaluate(feed(validation), verbose=0, return_dict=True)
+            row |= {f"val_{name}": float(found[name]) for name in HISTORY[1:3]}
         if not np.isfinite(row["loss"]):
             raise FloatingPointError(f"the loss became {row['loss']} in epoch {epoch + 1}: lower the learning rate. "
                                      f"The state after epoch {epoch} is kept in {self.folder}. "
@@ -230,7 +243,7 @@ class Session:
             "label": chosen["label"].to_numpy(),
         }
         batches = self._batches("val", "test")
-        scores = self.trainer.predict(feed(batches), verbose=0) if len(rows) else self.labels[rows]
+        scores = self.judge.predict(feed(batches), verbose=0) if len(rows) else self.labels[rows]
         return pd.DataFrame(table | {f"p_{name}": scores[:, k] for k, name in enumerate(self.source.classes)})
 
     def _content(self, predictions):

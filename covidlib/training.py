@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from filelock import FileLock, Timeout
 
+from covidlib import distribution
 from covidlib.augmentation import Augmenter
 from covidlib.files import sha256
 from covidlib.models import resolve_precision
@@ -28,7 +29,7 @@ PATIENCE = 10  # seconds for the kernel of a killed training of the same run to 
 
 def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, seed, weights=None, precision="auto",
           learning_rate=1e-3, class_weights=False, early_stopping=None, augmentation="paper", mixup=0.0, average=0.0,
-          deterministic=True, progress=True, checkpoint_every=0):
+          deterministic=True, progress=True, checkpoint_every=0, devices=1):
     """Train `variant` on the "train" rows of `source` and predict its "val" and "test" rows.
 
     Args:
@@ -50,6 +51,9 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
             on for the rest of the process.
         checkpoint_every: seconds between two states that are written; after each epoch where it is 0. On a GPU an
             epoch of a small set is shorter than the writing of its state.
+        devices: GPUs, or CPU devices where there is no GPU, that share every batch, see `distribution`; `batch_size`, a
+            multiple of it, is that of all together. Of training slices that do not divide, up to devices - 1 are left
+            out in an epoch, others in each; validation and prediction are done on one device and see every slice once.
 
     Returns the content of run.json; at once if `run_dir` holds this very run. Raises ValueError for a
     parameter or data that does not fit, or if `run_dir` holds another run; FloatingPointError if the loss
@@ -65,6 +69,10 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         raise ValueError(f"mixup must be 0 or above. Received: mixup={mixup!r}")
     if not 0 <= average < 1:
         raise ValueError(f"average must be from 0 to below 1. Received: average={average!r}")
+    distribution.strategy(devices)
+    if batch_size % devices:
+        raise ValueError("batch_size is that of all devices and must be a multiple of them. "
+                         f"Received: batch_size={batch_size}, devices={devices}")
     Augmenter(augmentation, seed)
     _check_data(source, images, image_size)
     _check_patience(early_stopping, source)
@@ -79,6 +87,7 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         "weights_sha256": _weights_sha256(weights, image_size),
     }
     parameters |= {name: value for name, value in (("mixup", mixup), ("average", average)) if value}
+    parameters |= {"devices": devices} if devices > 1 else {}
     parameters = json.loads(json.dumps(parameters))  # as run.json will give them back
     run_dir = Path(run_dir)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
