@@ -47,7 +47,7 @@ publish: env ## reports/published and its tables in README.md and MODEL_CARD.md,
 	$(BIN)/python -m covidlib.publish
 
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 benchmark: env ## this machine's figures into benchmarks/, 40 minutes; frontier: DATA_ROOT=ucsd-covid-ct's folder
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"

@@ -33,8 +33,8 @@ def test_a_rate_is_the_best_of_the_network_at_its_size_on_each_device(results):
 
 def test_rows_are_interpolated_and_continued_with_the_last_slope(results):
     rows = capacity.Rows()
-    assert rows.at("near-duplicates", "seconds", 2000) == pytest.approx(4)
-    assert rows.at("near-duplicates", "seconds", 40_000) == pytest.approx(1600)
+    assert rows.at("near-duplicates", "cpu_seconds", 2000) == pytest.approx(4)
+    assert rows.at("near-duplicates", "cpu_seconds", 40_000) == pytest.approx(1600)
     assert rows.at("take in", "peak_mib", 3000) == pytest.approx(6) and rows.largest("take in") == 4000
     assert capacity.reached(lambda n: n**2, 1e8) == pytest.approx(1e4)
 
