@@ -221,7 +221,8 @@ MANIFESTS = """## Manifests
 Rows that are made up, no files (`python -m benchmarks.manifests`), in `{name}`.
 Seconds are the processor's, as other work ran on the same two cores. An exponent is that of the last two sizes: 1 is
 linear; what follows takes no less. The search for near-duplicates depends on how many slices resemble each other: here
-each has about 50 neighbours in its volume that count as such.
+each has about 50 neighbours in its volume that count as such. Where every further slice is
+a copy, changed, of one of the same few, they grow with the set and the exponent is 1.5 (`near_duplicates_cpu.csv`).
 
 """
 HOURS = """## Hours

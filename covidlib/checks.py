@@ -144,17 +144,20 @@ def accuracy(evidence, variant, paper, label=None):
 
 
 def difference(evidence, variant, against, least=0.0):
-    """Paired difference of accuracies on the same slices; holds if its 95 % interval is above zero."""
+    """Paired difference of accuracies, same slices and seeds; holds if its 95 % interval is above zero."""
     found, how = evidence.split or evidence.folds, "test slices"
     if evidence.whole_folds(variant, against):
         found, how = evidence.folds, "slices, each tested in one of the folds"
+    seeds = set.intersection(*({run.seed for run in found if run.variant == name} for name in (variant, against)))
+    found = [run for run in found if run.seed in seeds] or found
     own, base = (evidence.correct(name, among=found) for name in (variant, against))
     shared = own.index.intersection(base.index)
     if shared.empty:
         raise Missing(f"{variant} and {against} were tested on different slices")
     own, base = own.loc[shared], base.loc[shared]
     paired = statistics.paired_difference(own["correct"], base["correct"], own["patient"].to_numpy())
-    text = f"{paired['difference']:+.3f} ({variant} - {against}, {len(own)} {how}; p = {paired['p_bootstrap']:.2g})"
+    text = (f"{paired['difference']:+.3f} ({variant} - {against}, {len(own)} {how}, "
+            f"{len(seeds)} seed{'s'[:len(seeds) > 1]}; p = {paired['p_bootstrap']:.2g})")
     _enough(evidence, own, text)
     return Finding(bool(paired["low"] > 0 and paired["difference"] >= least), text, (paired["low"], paired["high"]))
 
@@ -192,12 +195,14 @@ def fps(evidence, variant, device):
 def faster(evidence, device):
     """Speed of improved over resnet50, batch 1, predict loop; holds if the quartiles lie apart in its favour."""
     own, base = evidence.row("improved", device), evidence.row("resnet50", device)
-    text = f"{own['median_fps'] / base['median_fps']:.2f} times resnet50"
+    text = ""
     try:
         alone, other = (evidence.row(variant, device, "exported") for variant in ("improved", "resnet50"))
-        text += f"; exported, {alone['precision']}: {alone['median_fps'] / other['median_fps']:.2f}"
+        text = f"exported, {alone['precision']}: {alone['median_fps'] / other['median_fps']:.2f} times resnet50; "
     except Missing:
         pass  # networks are exported for the processor only
+    text += (f"predict loop, {own['precision']}: {own['median_fps'] / base['median_fps']:.2f} times resnet50, "
+             f"quartiles of {own['n']} rounds")
     return Finding(bool(own["q1"] > base["q3"]), text,
                    (float(own["q1"] / base["q3"]), float(own["q3"] / base["q1"])))
 
@@ -389,9 +394,12 @@ def iterations(evidence):
 
 
 def machine(evidence):
-    """This machine's rows of Table 1."""
+    """Table 1's rows of the machine that trained `improved`; of this one where there is no run."""
     from . import provenance
 
-    here = provenance.machine()
+    try:
+        here = evidence.of("improved")[0].provenance["machine"]
+    except Missing:
+        here = provenance.machine()
     return Finding(None, f"{here['os']}, Python {here['python']}, {here['backend']} "
                    f"{here.get(here['backend'], '')}, {here['cpu']}")

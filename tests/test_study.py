@@ -7,6 +7,7 @@ import pytest
 from covidlib import publish, runs, study
 
 CLASSES = ("covid", "non_covid")
+MACHINE = {"cpu": "a processor", "os": "Linux 6", "python": "3.12.1", "backend": "jax", "jax": "0.9"}
 
 
 def predictions(rng, skill, patients, split="test", sure=2):
@@ -31,7 +32,7 @@ def write_run(home, dataset, variant, seed, fold, skill, test, profile="study"):
                   "val_accuracy": 0.8, "seconds": 1.0}).to_csv(folder / "history.csv", index=False)
     content = {"parameters": {"variant": variant, "seed": seed, "weights": "phantom", "image_size": 96, "epochs": 35},
                "classes": list(CLASSES), "wall_seconds": 9.0, "metrics": {"test": {"accuracy": 5.0}},
-               "provenance": {"parameters": {"weights": "phantom"}, "machine": {"cpu": "a processor"},
+               "provenance": {"parameters": {"weights": "phantom"}, "machine": MACHINE,
                               "manifest_sha256": "x"}}
     runs.write_json(folder / "run.json", content)
     return folder
