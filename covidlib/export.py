@@ -175,6 +175,7 @@ def in_float32(model):
 
 def _write_files(serving, folder, calibration, onnx):
     openvino = _openvino()
+    _let_it_convert()
     converted = folder / "converted.xml"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Keras asks for np.object
@@ -256,6 +257,18 @@ def _openvino():
     import openvino
 
     return openvino
+
+
+def _let_it_convert():
+    """Tell OpenVINO's converter the version of TensorFlow; from Python 3.13 on (PEP 667) its own way ends in an error.
+
+    It does `exec("import tensorflow")` and then `exec("del tensorflow")`, which finds no such name there (2026.4).
+    """
+    import tensorflow
+    from openvino.frontend.tensorflow import utils
+
+    if sys.version_info >= (3, 13):
+        utils.get_environment_setup = lambda framework: {"tensorflow": tensorflow.__version__}
 
 
 @functools.cache
