@@ -90,7 +90,7 @@ def _write(run, ready):
     serving = keras.Model(inputs, outputs)
     example = np.random.default_rng(0).integers(0, 256, (2, *inputs.shape[1:]), np.uint8)
     wanted = [ops.convert_to_numpy(output) for output in serving(example)]
-    serving.export(str(ready / "converted.xml"), format="openvino", verbose=False)
+    export.convert(serving, ready / "converted.xml")
     order = _keep(ready / "converted.xml", ready / FILE, example, wanted)
     return {
         "outputs": order, "levels": names,

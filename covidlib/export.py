@@ -173,15 +173,20 @@ def in_float32(model):
     return serving
 
 
-def _write_files(serving, folder, calibration, onnx):
-    openvino = _openvino()
-    _let_it_convert()
-    converted = folder / "converted.xml"
+def convert(serving, path, format="openvino"):
+    """Write a Keras model, called once before, to `path`; OpenVINO is told before Keras imports it, see _openvino."""
+    _openvino()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Keras asks for np.object
-        serving.export(str(converted), format="openvino", verbose=False)
-        if onnx:
-            serving.export(str(folder / "model.onnx"), format="onnx", verbose=False)
+        serving.export(str(path), format=format, verbose=False)
+
+
+def _write_files(serving, folder, calibration, onnx):
+    openvino = _openvino()
+    converted = folder / "converted.xml"
+    convert(serving, converted)
+    if onnx:
+        convert(serving, folder / "model.onnx", "onnx")
     network = core().read_model(converted)
     for result in network.results:
         if result.output(0).element_type != openvino.Type.f32:
@@ -256,19 +261,19 @@ def _openvino():
         TelemetrySender.send = lambda *_: None
     import openvino
 
+    if sys.version_info >= (3, 13):
+        _let_it_convert()
     return openvino
 
 
 def _let_it_convert():
-    """Tell OpenVINO's converter the version of TensorFlow; from Python 3.13 on (PEP 667) its own way ends in an error.
+    """Tell OpenVINO's converter TensorFlow's version; from Python 3.13 on (PEP 667) its own way ends in an error.
 
     It does `exec("import tensorflow")` and then `exec("del tensorflow")`, which finds no such name there (2026.4).
     """
-    import tensorflow
     from openvino.frontend.tensorflow import utils
 
-    if sys.version_info >= (3, 13):
-        utils.get_environment_setup = lambda framework: {"tensorflow": tensorflow.__version__}
+    utils.get_environment_setup = lambda framework: {"tensorflow": importlib.metadata.version("tensorflow")}
 
 
 @functools.cache
