@@ -90,6 +90,7 @@ def fit(target, build, data, epochs, steps):
     """
     import keras
 
+    import covidlib.models  # noqa: F401  the layers that a state names
     from covidlib.pipeline import feed
 
     keras.utils.set_random_seed(SEED)

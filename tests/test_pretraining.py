@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -106,3 +108,25 @@ def test_phantom_means_that_file(home, monkeypatch):
     monkeypatch.setattr(pretraining, "make", lambda image_size: home / f"phantom-{image_size}.weights.h5")
     assert weights.resolve("phantom", 96).name == "phantom-96.weights.h5"
     assert weights.resolve("some/where.h5", 96).name == "where.h5"
+
+
+STATE = """
+import pathlib, sys
+from covidlib import pretraining
+print(int(pretraining.fit(pathlib.Path(sys.argv[1]), None, None, 1, 1).optimizer.iterations))
+"""
+
+
+def test_a_state_is_read_by_a_process_that_has_built_no_network(tmp_path, repository):
+    import keras
+
+    from covidlib.models.normalization import BatchNormalization
+
+    target = tmp_path / "some.weights.h5"
+    model = keras.Sequential([keras.Input((4, 4, 1)), BatchNormalization(), keras.layers.Flatten()])
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((2, 4, 4, 1)), np.zeros((2, 16)), verbose=0)
+    model.save(pretraining._state(target))
+    target.with_suffix(".csv").write_text("epoch,loss\n1,0.5\n")
+    found = subprocess.run([sys.executable, "-c", STATE, target], cwd=repository, capture_output=True, text=True)
+    assert found.stdout.strip() == "1", found.stderr[-2000:]
