@@ -136,7 +136,7 @@ def page():
     text += table(("what", "largest run, rows", "seconds", "MiB", "exponent of seconds", "of memory", ""), grown)
     text += hours(rows, audited, training, inference)
     text += memory(rows, shard)
-    text += breaks(rows, decoded, audited, cores, training, inference, shard, shard_rate)
+    text += breaks(rows, audited, cores, training, shard_rate)
     return text
 
 
@@ -172,10 +172,10 @@ def memory(rows, shard):
                       *(f"{number(count * each / 1e9)} GB" for each in (64**2, 96**2, SIDE**2, shard))))
     head = ("slices", "manifest", "facts of decoding", "search", "together", "thumbnails, disk", "cache at 96 px",
             f"cache at {SIDE} px", "shards at 96 px, noise")
-    return MEMORY_TEXT.format() + table(head, lines)
+    return MEMORY_TEXT + table(head, lines)
 
 
-def breaks(rows, decoded, audited, cores, training, inference, shard, shard_rate):
+def breaks(rows, audited, cores, training, shard_rate):
     per_epoch = EPOCHS / 3600
     limits = [
         ("memory of the audit: manifest, facts and search", reached(lambda n: sum(held(rows, n)), MEMORY),

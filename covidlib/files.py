@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their checksums."""
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -48,3 +49,13 @@ def sha256(path) -> str:
     """Hexadecimal SHA-256 of the file at `path`. Raises FileNotFoundError where there is none."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path) -> str:
+    """`sha256`, computed once in a process while the file's modification time stays."""
+    return _sha256(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _sha256(path, modified):
+    return sha256(path)

@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, splits
-from covidlib.files import require_room, require_writable, sha256
+from covidlib.files import require_room, require_writable, sha256, sha256_once
 
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
 _HERE = Path(__file__).parent
@@ -245,7 +245,7 @@ def _see(path, index, mask, image_size, checksum):
     """The network's image of one slice, or the ReadError; `checksum`: what the manifest has, "" where it has none."""
     try:
         image = see(path, index, image_size, mask)
-        if checksum and _checksum(path, Path(path).stat().st_mtime_ns) != checksum:
+        if checksum and sha256_once(path) != checksum:
             raise ct.ReadError(path, "is not the file that the manifest lists, its sha256 is another",
                                "Put that one back, or run notebook 00_data again")
         return image
@@ -258,17 +258,12 @@ def _study(path, index, mask, image_size, asked):
     try:
         picture, body, lung = read(path, index, mask)
         image, seen_lung = harmonise.harmonise(picture, image_size, lung)
-        facts = [_checksum(path, Path(path).stat().st_mtime_ns), similarity.perceptual_hash(picture),
+        facts = [sha256_once(path), similarity.perceptual_hash(picture),
                  *shortcuts.file_facts(path), *picture.shape, float(lung.mean())]
         seen = shortcuts.features(picture, body, lung, image, seen_lung) if asked else None
         return image, facts, similarity.thumbnail(picture), seen
     except (ct.ReadError, FileNotFoundError) as error:
         return _as_read_error(path, error)
-
-
-@functools.lru_cache(maxsize=4)  # the slices of a volume ask one after another
-def _checksum(path, modified):
-    return sha256(path)
 
 
 def _as_read_error(path, error):

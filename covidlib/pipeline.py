@@ -83,7 +83,7 @@ class _Ahead(keras.utils.PyDataset):
 def feed(batches):
     """What `fit`, `evaluate` and `predict` take: `batches`, made ahead; on TensorFlow a Dataset without autotuning.
 
-    With Keras's own conversion its thread sleeps up to a minute between looks, and the iterator's end
+    With Keras's own conversion the autotuner's thread sleeps up to a minute between looks, and the iterator's end
     waits for it to wake: epochs then last 20.5 or 41 seconds whatever there is to do (TensorFlow 2.21).
     """
     if keras.backend.backend() != "tensorflow" or not len(batches):

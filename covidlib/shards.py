@@ -12,7 +12,6 @@ which READERS are read in turns, and one of the slices within each WINDOW that f
 pipeline.Batches, which can put any two slices side by side, and, like it, a function of seed and epoch alone.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ import numpy as np
 
 from covidlib import provenance
 from covidlib.datasets import SPLITS
-from covidlib.files import sha256, write_atomically
+from covidlib.files import sha256, sha256_once, write_atomically
 
 READERS = 8  # files; another number is another order
 WINDOW = 4096  # slices, held as PNG
@@ -144,11 +143,6 @@ def _checked(path, wanted):
     """`path` as a text. OSError where it is absent or not what was written."""
     if not path.is_file():
         raise OSError(f"{path} is absent: copy it again, or write the shards anew with shards.write")
-    if _checksum(path, path.stat().st_mtime_ns) != wanted:
+    if sha256_once(path) != wanted:
         raise OSError(f"{path} is damaged: copy it again, or write the shards anew with shards.write")
     return str(path)
-
-
-@functools.cache  # in every epoch again it would read the set twice
-def _checksum(path, modified):
-    return sha256(path)

@@ -1,7 +1,7 @@
 """Kill -9 at random moments, thirty in all: it goes on, and ends as if nothing had happened. Four notebooks at a time,
 twenty times: every run ends, with the same figures.
 
-    .venv/bin/python -m pytest -m faults -s                          # two hours on 2 cores
+    .venv/bin/python -m pytest -m faults -s                          # hours on 2 cores
     .venv/bin/python -m pytest -m faults -k "not jobs" -s            # kills; FAULTS_SEED=1 for other moments
     .venv/bin/python -m pytest -m faults -k "jobs and run00" -s      # one run of the twenty
 """
