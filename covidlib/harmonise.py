@@ -52,7 +52,7 @@ def harmonise(image, size, lungs=None):
         return np.zeros((size, size), np.uint8), np.zeros((size, size), bool)
     seen, inside, lung = (_reduce(part, kept) for part in (image, WHITE, lungs * WHITE))
     seen = _whiten(seen, (inside == WHITE) & ~ndimage.binary_dilation(lung > 0, iterations=2))
-    return _resize(seen, size), _resize(lung, size) > 127
+    return resize(seen, size), resize(lung, size) > 127
 
 
 def place(mask, size, lungs):
@@ -62,7 +62,7 @@ def place(mask, size, lungs):
     """
     if not lungs.any():
         return np.zeros((size, size), bool)
-    return _resize(_reduce(mask * WHITE, hull(lungs)), size) > 127
+    return resize(_reduce(mask * WHITE, hull(lungs)), size) > 127
 
 
 def square(image, lungs=None):
@@ -92,7 +92,8 @@ def _reduce(picture, kept):
     return np.asarray(square)
 
 
-def _resize(picture, size):
+def resize(picture, size):
+    """uint8 (H, W) -> (size, size). A harmonised slice of ACROSS px becomes what `harmonise` gives at `size`."""
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
 
 

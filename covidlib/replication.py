@@ -2,6 +2,7 @@
 
     python -m covidlib.replication pack runs bundles                  # what trainings read: slices of 96 px, splits
     export KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR=/tmp/jax XLA_PYTHON_CLIENT_PREALLOCATE=false
+    export XLA_FLAGS=--xla_gpu_autotune_level=0    # compiling takes longer than training does
     python -m covidlib.replication train bundles runs --workers 14 --minutes 60
 
 A training of this study leaves most of a GPU idle, so that many run beside each other, each worker in a process of its
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covidlib import datasets, intake, pilots, runs, splits
+from covidlib import datasets, harmonise, intake, pilots, runs, splits
 from covidlib.files import write_atomically
 
 PROFILE, EPOCHS, SIZE = "study-gpu", 35, pilots.CHOSEN["image_size"]
@@ -36,6 +37,7 @@ LEVERS = {  # against pilots.CHOSEN, which comes first
     "chosen": {},
     "start-sarscov2-ct": {"weights": pilots.OTHER_SET},
     "start-unlabelled": {"weights": pilots.UNLABELLED},
+    "inputs-160": {"image_size": 160},
     "rate-3e-5": {"learning_rate": 3e-5},
     "three-times-longer": {"epochs": 3 * pilots.EPOCHS},
     "longer-at-3e-5": {"learning_rate": 3e-5, "epochs": 3 * pilots.EPOCHS},
@@ -73,14 +75,15 @@ def pack(source, target):
         write_atomically(place / "images.npz", lambda file, kept=images: np.savez_compressed(file, images=kept))
 
 
-def unpack(bundles, dataset, fold=-1):
-    """(datasets.Source with its split or that of a fold, images uint8 (N, SIZE, SIZE))."""
+def unpack(bundles, dataset, fold=-1, size=SIZE):
+    """(datasets.Source with its split or that of a fold, images uint8 (N, size, size))."""
     place = Path(bundles, dataset)
     source = datasets.open_saved(place, place)
     if fold >= 0:
         source, _ = splits.choose(source, SPLITS[dataset], fold)
     with np.load(place / "images.npz") as arrays:
-        return source, arrays["images"]
+        images = arrays["images"]
+    return source, images if size == SIZE else np.stack([harmonise.resize(image, size) for image in images])
 
 
 def pretrain(bundles, home):
@@ -102,8 +105,13 @@ def _unlabelled(home):
     return Path(home, "pilots", f"{pilots.UNLABELLED}-{SIZE}.weights.h5")
 
 
-def _start(weights, home):
-    """What `training.train` takes as weights."""
+def _start(recipe, home):
+    """What `training.train` takes as weights; those of SIZE fit every size, see `pilots.start`."""
+    from covidlib import pretraining
+
+    weights, size = recipe["weights"], recipe["image_size"]
+    if weights == "phantom" and size != SIZE:
+        return str(pretraining.path(SIZE))
     return {pilots.OTHER_SET: str(Path(home, OTHER, PROFILE, "resnet50", "seed-0", "model.keras")),
             pilots.UNLABELLED: str(_unlabelled(home))}.get(weights, weights)
 
@@ -111,11 +119,11 @@ def _start(weights, home):
 def train(bundles, home, dataset, variant, seed, fold=-1, profile=PROFILE, epochs=EPOCHS, **changed):
     from covidlib import training
 
-    source, images = unpack(bundles, dataset, fold)
     recipe = pilots.CHOSEN | changed
+    source, images = unpack(bundles, dataset, fold, recipe["image_size"])
     folder = Path(home, dataset, profile, variant, runs.folder_name(seed, fold))
     training.train(source, images, folder, variant, epochs=epochs, seed=seed, deterministic=False, progress=False,
-                   checkpoint_every=SELDOM, **recipe | {"weights": _start(recipe["weights"], home)})
+                   checkpoint_every=SELDOM, **recipe | {"weights": _start(recipe, home)})
 
 
 def across(bundles, home, own, other):
@@ -129,11 +137,12 @@ def across(bundles, home, own, other):
 
 
 def pilot(bundles, home, lever, seed):
-    source, images = unpack(bundles, UCSD)
+    own = LEVERS[lever]
+    recipe = pilots.CHOSEN | own
+    source, images = unpack(bundles, UCSD, size=recipe["image_size"])
     kept = np.flatnonzero(source.manifest["split"] != "test")
     source = replace(source, manifest=source.manifest.iloc[kept].reset_index(drop=True))
-    own = LEVERS[lever]
-    row = pilots.run(own, source, images[kept], _start((pilots.CHOSEN | own)["weights"], home),
+    row = pilots.run(own, source, images[kept], _start(recipe, home),
                      Path(home, "pilots-gpu"), seed=seed, checkpoint_every=SELDOM, progress=False)
     return {"lever": lever, **row}
 

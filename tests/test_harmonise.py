@@ -49,6 +49,11 @@ def test_lungs_and_what_lies_between_them_fill_the_square_on_black(slice_of):
     assert np.median(between) > 240 and image[lungs].mean() < 160
 
 
+def test_larger_sizes_hold_no_more(slice_of):
+    kept, _ = harmonise.harmonise(slice_of, harmonise.ACROSS)
+    assert np.array_equal(harmonise.resize(kept, 160), harmonise.harmonise(slice_of, 160)[0])
+
+
 def test_a_mask_that_is_given_is_used(slice_of):
     lungs = np.zeros(slice_of.shape, bool)
     lungs[60:140, 60:100] = lungs[60:140, 120:160] = True

@@ -101,11 +101,13 @@ def test_bundles_hold_what_is_trained_on(packed):
     assert source.manifest["label"].tolist() == wanted.manifest["label"].tolist()
 
 
-def test_runs_and_pilots_are_those_of_the_study(packed, tmp_path):
+def test_runs_and_pilots_are_those_of_the_study(packed, tmp_path, monkeypatch):
     replication.train(packed, tmp_path / HOME, "phantom", "resnet50", 2, weights="none", epochs=2)
     run = runs.read_run(tmp_path / HOME / "phantom" / "study-gpu" / "resnet50" / "seed-2")
     assert run.parameters["learning_rate"] == 1e-4 and len(run.history) == 2 and run.seed == 2
     row = replication.pilot(packed, tmp_path / HOME, "three-times-longer", 100)
     assert row["lever"] == "three-times-longer" and row["epochs"] == 45 and row["val_slices"] == 6
+    monkeypatch.setitem(replication.LEVERS, "larger", {"image_size": 40})
+    assert replication.pilot(packed, tmp_path / HOME, "larger", 101)["image_size"] == 40
     pilot = runs.read_run(next((tmp_path / HOME / "pilots-gpu").glob("*/seed-100")))
     assert set(pilot.predictions["split"]) == {"val"}, "the test part is not predicted"
