@@ -2,7 +2,6 @@
 
     python -m covidlib.replication pack runs bundles                  # what trainings read: slices of 96 px, splits
     export KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR=/tmp/jax XLA_PYTHON_CLIENT_PREALLOCATE=false
-    export XLA_FLAGS=--xla_gpu_autotune_level=0    # compiling takes longer than training does
     python -m covidlib.replication train bundles runs --workers 14 --minutes 60
 
 A training of this study leaves most of a GPU idle, so that many run beside each other, each worker in a process of its

@@ -469,10 +469,11 @@ def tables(folder):
 
 
 def write(folder):
-    """Write `tables/<name>.csv` into `folder`, rounded to DIGITS decimals; returns the tables as written."""
-    made = {name: table.round(DIGITS) for name, table in tables(folder).items()}
+    """Write `tables/<name>.csv` into `folder`, rounded to DIGITS decimals; returns the tables without rounding."""
+    made = tables(folder)
     for name, table in made.items():
-        write_atomically(Path(folder, "tables", f"{name}.csv"), table.to_csv(index=False, lineterminator="\n"))
+        text = table.round(DIGITS).to_csv(index=False, lineterminator="\n")
+        write_atomically(Path(folder, "tables", f"{name}.csv"), text)
     return made
 
 
