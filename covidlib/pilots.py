@@ -45,7 +45,11 @@ HOME = provenance.ROOT / "reports" / "published" / "pilots.csv"
 
 def open_ucsd(study, image_size):
     """(source, images) of notebook 00's folder `study` without the test part; images uint8 (N, S, S), harmonised."""
-    source, images = _open(study, image_size)
+    return without_test(*_open(study, image_size))
+
+
+def without_test(source, images):
+    """(source, images) of the training and validation part alone."""
     kept = np.flatnonzero(source.manifest["split"] != "test")
     return replace(source, manifest=source.manifest.iloc[kept].reset_index(drop=True)), images[kept]
 

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -138,10 +138,8 @@ def across(bundles, home, own, other):
 def pilot(bundles, home, lever, seed):
     own = LEVERS[lever]
     recipe = pilots.CHOSEN | own
-    source, images = unpack(bundles, UCSD, size=recipe["image_size"])
-    kept = np.flatnonzero(source.manifest["split"] != "test")
-    source = replace(source, manifest=source.manifest.iloc[kept].reset_index(drop=True))
-    row = pilots.run(own, source, images[kept], _start(recipe, home),
+    source, images = pilots.without_test(*unpack(bundles, UCSD, size=recipe["image_size"]))
+    row = pilots.run(own, source, images, _start(recipe, home),
                      Path(home, "pilots-gpu"), seed=seed, checkpoint_every=SELDOM, progress=False)
     return {"lever": lever, **row}
 
