@@ -33,6 +33,14 @@ def settings(root, port, ip, token):
     ]
 
 
+def address(ip, port, token):
+    """What to type into a browser; `ip` as of `ipaddress`."""
+    host = f"[{ip}]" if ip.version == 6 else ip
+    if ip.is_unspecified:
+        host = socket.gethostname()
+    return f"http://{host}:{port}" + (f"/?token={token}" if token else "")
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m covidlib.app.serve", description=__doc__.split("\n")[0])
     parser.add_argument("--port", type=int, default=8866)
@@ -46,9 +54,7 @@ def main(arguments=None):
     root = Path(options.root).absolute()
     os.chdir(root / "notebooks")
     token = None if options.ip.is_loopback else secrets.token_urlsafe(24)
-    host = socket.gethostname() if options.ip.is_unspecified else options.ip
-    query = f"/?token={token}" if token else ""
-    print(f"The app: http://{host}:{options.port}{query}   (Ctrl-C ends it)", flush=True)
+    print(f"The app: {address(options.ip, options.port, token)}   (Ctrl-C ends it)", flush=True)
     from voila.app import Voila
 
     Voila.launch_instance(argv=settings(root, options.port, options.ip, token))
