@@ -46,7 +46,7 @@ def load(model_path):
             raise FileNotFoundError(f"no {needed.name} at {needed}. Train one with notebook 03_training, or give the "
                                     "model.keras of a run directory, or an exported folder. "
                                     f"Received: model_path={model_path}")
-    if not zipfile.is_zipfile(path):  # Keras would open a whole-model .h5, whose layers may hold code
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):  # a whole-model .h5, also one that is a zip as well
         raise ValueError(f"{path.name} is no .keras file. Give the model.keras of a run directory, or an exported "
                          f"folder. Received: model_path={model_path}")
     try:

@@ -132,11 +132,19 @@ class Session:
         if len(validation):
             found = self.judge.evaluate(feed(validation), verbose=0, return_dict=True)
             row |= {f"val_{name}": float(found[name]) for name in HISTORY[1:3]}
-        if not np.isfinite(row["loss"]):
-            raise FloatingPointError(f"the loss became {row['loss']} in epoch {epoch + 1}: lower the learning rate. "
-                                     f"The state after epoch {epoch} is kept in {self.folder}. "
-                                     f"Received: learning_rate={self.parameters['learning_rate']}")
+        self._require_finite(epoch + 1, row["loss"])
         return {"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - start, 3)}
+
+    def _require_finite(self, epoch, loss):
+        """The loss is the mean before each update, so the last one of an epoch shows in what it changed."""
+        if np.isfinite(loss) and all(np.isfinite(variable.numpy()).all() for variable in self._variables()):
+            return
+        wrong = "weights became infinite or no numbers" if np.isfinite(loss) else f"loss became {loss}"
+        kept = _written(self.state["sha256"])[:1]
+        raise FloatingPointError(
+            f"the {wrong} in epoch {epoch}: lower the learning rate. "
+            + (f"The state after epoch {kept[0]} is kept in {self.folder}. " if kept else "None before it is kept. ")
+            + f"Received: learning_rate={self.parameters['learning_rate']}")
 
     def _class_weights(self):
         counts = self.labels[self._rows("train")].sum(axis=0)

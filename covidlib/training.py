@@ -18,6 +18,7 @@ from covidlib import distribution
 from covidlib.augmentation import Augmenter
 from covidlib.files import sha256
 from covidlib.models import resolve_precision
+from covidlib.models.classifier import backbone_of
 from covidlib.models.weights import resolve
 from covidlib.runs import Run, differences, find_runs, read_json, read_run
 from covidlib.session import Session
@@ -84,7 +85,7 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         "class_weights": class_weights, "early_stopping": early_stopping,
         "augmentation": augmentation, "deterministic": deterministic, "backend": keras.backend.backend(),
         "data_sha256": _data_sha256(source, images),
-        "weights_sha256": _weights_sha256(weights, image_size),
+        "weights_sha256": _weights_sha256(weights, image_size, variant),
     }
     parameters |= {name: value for name, value in (("mixup", mixup), ("average", average)) if value}
     parameters |= {"devices": devices} if devices > 1 else {}
@@ -118,8 +119,10 @@ def _train(source, images, run_dir, parameters, progress, every):
     return read_json(run_dir / "run.json")
 
 
-def _weights_sha256(weights, image_size):
-    file = resolve(str(weights), image_size)
+def _weights_sha256(weights, image_size, variant):
+    if weights in (None, "none"):
+        return None
+    file = resolve(str(weights), image_size, backbone_of(variant))
     return sha256(file) if file.is_file() else None
 
 

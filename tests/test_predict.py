@@ -180,3 +180,13 @@ def test_only_whole_keras_files_are_opened(model_path, tmp_path, kind):
     (tmp_path / "run.json").write_text(json.dumps({"classes": CLASSES}))
     with pytest.raises(ValueError, match="is no .keras file"):
         predict.load(path)
+
+
+def test_an_h5_file_that_is_a_zip_as_well_is_no_keras_file(tmp_path):
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "model.h5")
+    with zipfile.ZipFile(tmp_path / "model.h5", "a") as archive:
+        archive.writestr("config.json", "{}")
+    assert zipfile.is_zipfile(tmp_path / "model.h5") and keras.models.load_model(tmp_path / "model.h5", compile=False)
+    (tmp_path / "run.json").write_text(json.dumps({"classes": CLASSES}))
+    with pytest.raises(ValueError, match="is no .keras file"):
+        predict.load(tmp_path / "model.h5")

@@ -106,8 +106,8 @@ def test_interrupted_it_goes_on_and_made_it_is_not_made_again(made, home):
 
 def test_phantom_means_that_file(home, monkeypatch):
     monkeypatch.setattr(pretraining, "make", lambda image_size: home / f"phantom-{image_size}.weights.h5")
-    assert weights.resolve("phantom", 96).name == "phantom-96.weights.h5"
-    assert weights.resolve("some/where.h5", 96).name == "where.h5"
+    assert weights.resolve("phantom", 96, "resnet50").name == "phantom-96.weights.h5"
+    assert weights.resolve("some/where.h5", 96, "resnet50").name == "where.h5"
 
 
 STATE = """

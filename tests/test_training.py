@@ -334,20 +334,38 @@ def test_a_partial_run_with_other_parameters_is_discarded(small, tmp_path, monke
     assert training.read_run(tmp_path / "run").parameters["learning_rate"] == 2e-3
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment, told", [("before", "loss became nan"), ("after", "weights became .*")])
+def test_a_loss_or_weight_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
+        small, whole, tmp_path, monkeypatch, moment, told):
+    """Before the second epoch, and by its last step, which its mean loss does not show."""
     original = session.Session._fit_epoch
 
+    def spoil(self):
+        self.model.layers[-1].bias.assign([np.nan] * 3)
+
     def spoiled(self, epoch):
-        if epoch == 1:
-            self.model.layers[-1].bias.assign([np.nan] * 3)
+        fit = self.trainer.fit
+        if epoch == 1 and moment == "before":
+            spoil(self)
+        if epoch == 1 and moment == "after":
+            self.trainer.fit = lambda *given, **options: (fit(*given, **options), spoil(self))[0]
         return original(self, epoch)
 
-    monkeypatch.setattr(session.Session, "_fit_epoch", spoiled)
-    with pytest.raises(FloatingPointError, match="nan in epoch 2: lower .* Received: learning_rate=0.001"):
-        train(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_fit_epoch", spoiled)
+        with pytest.raises(FloatingPointError, match=f"{told} in epoch 2: lower .* after epoch 1 is kept in .* "
+                                                     "Received: learning_rate=0.001"):
+            train(tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert (tmp_path / "run.partial" / "epoch-0001.arrays").exists()
     assert len(runs.read_json(tmp_path / "run.partial" / "state.json")["history"]) == 1
+    train(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_where_no_epoch_was_written_none_is_said_to_be_kept(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(session.Session, "_variables", lambda self: [keras.Variable([np.inf])])
+    with pytest.raises(FloatingPointError, match="in epoch 1: lower .* None before it is kept"):
+        train(tmp_path / "run")
 
 
 def test_without_validation_slices_the_best_epoch_is_the_last(small, tmp_path):

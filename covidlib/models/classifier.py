@@ -88,6 +88,11 @@ def build_classifier(
     return model
 
 
+def backbone_of(variant):
+    """The name that `weights.load_weights` takes. Raises ValueError for an unknown variant."""
+    return _options(variant, {})["backbone"]
+
+
 def _normalise(x, backbone):
     """Grey (B, H, W, 1) in 0..255 -> (B, H, W, 3) as the published weights of `backbone` expect it."""
     scale, offset = NORMALISATION[backbone]

@@ -1,8 +1,10 @@
 """Starting weights: seeded by name, or read from a file.
 
-Files are read as arrays, by layer name, and checked as a whole before the first one is assigned.
+Files are read as arrays, by layer name, and checked as a whole before the first one is assigned. Only what lies in the
+file itself is read, and nothing that is larger than the layer it is for.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -31,6 +33,7 @@ IMAGENET = {  # backbone: (address, MD5 where keras.applications has one)
 }
 HEADS = ("logits", "predictions", "fc1000", "probs", "Logits")
 OWN = ("fpn_", "attention_")
+MAX_BYTES = 2 * 10**9  # of the weights in a .keras archive, unpacked
 
 
 def initialise(model, seed):
@@ -48,8 +51,11 @@ def initialise(model, seed):
         variable.assign(np.float32(limit) * (2 * rng.random(variable.shape, dtype="float32") - 1))
 
 
-def resolve(weights, image_size):
-    """The file that `weights` means: of "phantom" that of covidlib.pretraining, made here where it is missing."""
+def resolve(weights, image_size, backbone):
+    """The file that `weights` means: of "imagenet" the published one of `backbone`, downloaded where it is missing; of
+    "phantom" that of covidlib.pretraining, made here where it is missing."""
+    if weights == "imagenet":
+        return _download(backbone)
     if weights != "phantom":
         return Path(weights)
     from covidlib import pretraining
@@ -70,25 +76,42 @@ def load_weights(model, weights, backbone, backbone_layers):
         FileNotFoundError: no such file, or no network to download it.
         ValueError: not a weight file, damaged, or of another architecture. The model is as before.
     """
-    path = _download(backbone) if weights == "imagenet" else resolve(weights, model.input_shape[1])
-    arrays = _read(path)
+    path = resolve(weights, model.input_shape[1], backbone)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'no weight file {path}. Give "none", "imagenet" or the path of a .h5, .weights.h5 or .keras file'
+        )
     layers = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in HEADS}
-    problems = [f"{name} is missing" for name in backbone_layers if name in layers and name not in arrays]
-    known = {*layers, *HEADS}
-    problems += [f"{name} is unknown" for name in arrays if name not in known and not name.startswith(OWN)]
-    for name in layers.keys() & arrays.keys():
-        want = [tuple(variable.shape) for variable in layers[name].weights]
-        have = [array.shape for array in arrays[name]]
-        if want != have:
-            problems.append(f"{name} has shapes {have} instead of {want}")
+    try:
+        with _opened(path) as file:
+            found = _layers_by_name(file) if "layers" in file else _layers_by_attribute(file)
+            problems = _differences(layers, found, backbone_layers)
+            fitting = [] if problems else layers.keys() & found.keys()
+            arrays = {name: [dataset[()] for dataset in found[name]] for name in fitting}
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no weight file, or damaged or cut short: {error}") from error
     if problems:
         raise ValueError(
             f"{path} does not fit the architecture of {model.name!r} ({len(problems)} differences: "
             f"{'; '.join(sorted(problems)[:3])}, ...). Give weights of {backbone}. "
             f"Received: weights={str(weights)!r}"
         )
-    for name in layers.keys() & arrays.keys():
-        layers[name].set_weights(arrays[name])
+    for name, values in arrays.items():
+        layers[name].set_weights(values)
+
+
+def _differences(layers, found, backbone_layers):
+    problems = [f"{name} is missing" for name in backbone_layers if name in layers and name not in found]
+    known = {*layers, *HEADS}
+    problems += [f"{name} is unknown" for name in found if name not in known and not name.startswith(OWN)]
+    for name in layers.keys() & found.keys():
+        want = [tuple(variable.shape) for variable in layers[name].weights]
+        have = [dataset.shape for dataset in found[name]]
+        if want != have:
+            problems.append(f"{name} has shapes {have} instead of {want}")
+        elif any(dataset.dtype.kind not in "fiu" for dataset in found[name]):
+            problems.append(f"{name} does not consist of numbers")
+    return problems
 
 
 def _download(backbone):
@@ -104,42 +127,50 @@ def _download(backbone):
         ) from error
 
 
-def _read(path):
-    """{layer name: list of arrays in the order of `layer.weights`}, layers without weights left out."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'no weight file {path}. Give "none", "imagenet" or the path of a .h5, .weights.h5 or .keras file'
-        )
-    try:
+@contextlib.contextmanager
+def _opened(path):
+    with contextlib.ExitStack() as stack:
+        source = path
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                source = io.BytesIO(archive.read("model.weights.h5"))
-        else:
-            source = path
-        with h5py.File(source, "r") as file:
-            return _layers_by_name(file) if "layers" in file else _layers_by_attribute(file)
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no weight file, or damaged or cut short: {error}") from error
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            size = archive.getinfo("model.weights.h5").file_size
+            if size > MAX_BYTES:
+                raise ValueError(f"its weights would unpack to {size} bytes; at most {MAX_BYTES} are read")
+            source = io.BytesIO(archive.read("model.weights.h5"))
+        yield stack.enter_context(h5py.File(source, "r"))
 
 
 def _layers_by_attribute(file):
-    """The layout of Keras 2 and keras.applications: names in the attributes of each group."""
-    file = file["model_weights"] if "model_weights" in file else file
-    groups = {name: file[name] for name in map(_text, file.attrs["layer_names"])}
-    arrays = {name: [group[key][()] for key in map(_text, group.attrs["weight_names"])]
-              for name, group in groups.items()}
-    return {name: values for name, values in arrays.items() if values}
+    """The layout of Keras 2 and keras.applications: names in the attributes of each group. {layer: its datasets}."""
+    file = _within(file, "model_weights") if "model_weights" in file else file
+    groups = {name: _within(file, name) for name in map(_text, file.attrs["layer_names"])}
+    found = {name: [_within(group, key) for key in map(_text, group.attrs["weight_names"])]
+             for name, group in groups.items()}
+    return {name: datasets for name, datasets in found.items() if datasets}
 
 
 def _layers_by_name(file):
     """The layout of Keras 3: groups named by class, the layer's name in an attribute of its variables."""
-    arrays = {}
-    for group in file["layers"].values():
-        if "vars" in group and len(group["vars"]):
-            variables = group["vars"]
-            ordered = sorted(variables, key=int)
-            arrays[_text(variables.attrs["name"])] = [variables[key][()] for key in ordered]
-    return arrays
+    found, layers = {}, _within(file, "layers")
+    for key in layers:
+        group = _within(layers, key)
+        if "vars" in group and len(variables := _within(group, "vars")):
+            found[_text(variables.attrs["name"])] = [_within(variables, key) for key in sorted(variables, key=int)]
+    return found
+
+
+def _within(group, path):
+    """What lies at `path` in this very file; links and external data would show any file that the user may read."""
+    for name in path.split("/"):
+        link = group.get(name, getlink=True) if isinstance(group, h5py.Group) else None
+        if link is None:
+            raise KeyError(path)
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{path} is a link")
+        group = group[name]
+    if isinstance(group, h5py.Dataset) and (group.external or group.is_virtual):
+        raise ValueError(f"{path} is kept in another file")
+    return group
 
 
 def _text(value):

@@ -1,5 +1,8 @@
 """Weights from files: keras.applications' and this library's, and what goes wrong with them."""
 
+import zipfile
+
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -153,6 +156,55 @@ def test_a_pyramid_of_another_width_is_refused(trained, tmp_path):
     trained.save_weights(tmp_path / "own.weights.h5")
     with pytest.raises(ValueError, match="fpn_p2_lateral has shapes .* instead of"):
         build(tmp_path / "own.weights.h5", "resnet50_fpn", fpn_width=32)
+
+
+@pytest.fixture
+def own(trained, tmp_path):
+    """A weight file of this library, open to be changed: (its path, the group that holds the kernel of conv1_conv)."""
+    trained.save_weights(tmp_path / "own.weights.h5")
+    with h5py.File(tmp_path / "own.weights.h5", "r+") as file:
+        groups = [group["vars"] for group in file["layers"].values()]
+        yield tmp_path / "own.weights.h5", next(one for one in groups if one.attrs.get("name") == "conv1_conv")
+
+
+@pytest.mark.parametrize("kind", ["external data", "virtual data", "an external link", "a soft link"])
+def test_nothing_is_read_but_the_file_itself(own, tmp_path, kind):
+    path, group = own
+    shape, secret = group["0"].shape, str(tmp_path / "secret")
+    with h5py.File(secret, "w") as file:
+        file["kernel"] = np.ones(shape, np.float32)
+    del group["0"]
+    if kind == "external data":
+        group.create_dataset("0", shape, "float32", external=[(secret, 0, h5py.h5f.UNLIMITED)])
+    elif kind == "virtual data":
+        layout = h5py.VirtualLayout(shape, "float32")
+        layout[:] = h5py.VirtualSource(secret, "kernel", shape)
+        group.create_virtual_dataset("0", layout)
+    else:
+        group["0"] = h5py.SoftLink("/layers") if kind == "a soft link" else h5py.ExternalLink(secret, "kernel")
+    group.file.close()
+    with pytest.raises(ValueError, match="own.weights.h5 is no weight file.*0 is (a link|kept in another file)"):
+        build(path, "improved")
+
+
+@pytest.mark.parametrize("kind", ["a petabyte", "words"])
+def test_only_numbers_of_the_right_shape_are_read(own, kind):
+    path, group = own
+    shape, kinds = group["0"].shape, {"a petabyte": "u1", "words": h5py.string_dtype()}
+    del group["0"]
+    group.create_dataset("0", (10**15,) if kind == "a petabyte" else shape, kinds[kind], chunks=True)
+    group.file.close()
+    with pytest.raises(ValueError, match="does not fit .*conv1_conv (has shapes|does not consist of numbers)"):
+        build(path, "improved")
+
+
+def test_an_archive_of_too_much_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(starting_weights, "MAX_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "model.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(2000))
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    with pytest.raises(ValueError, match="2000 bytes; at most 1000 are read"):
+        build(tmp_path / "model.keras")
 
 
 def test_imagenet_asks_keras_for_the_published_file(applications, monkeypatch):
