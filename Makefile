@@ -69,8 +69,10 @@ app: env ## the scan viewer as a page of its own; prints its address
 
 audit: env ## known vulnerabilities of what the lock pins, and docs/licenses.md anew
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[audit]"
-	{ printf '# Licences of what the lock pins\n\nMade by `make audit`, from what each package says of itself.\n\n'; \
-	  $(BIN)/pip-licenses --from=mixed --ignore-packages covidlib --format=markdown --order=name; } > docs/licenses.md.new
+	{ printf '# Licences of what the lock pins\n\nMade by `make audit`, from what each package says of itself. Packages that only another system, or\n'; \
+	  printf 'another Python, needs are not listed. UNKNOWN: see [SECURITY.md](../SECURITY.md), Dependencies.\n\n'; \
+	  $(BIN)/pip-licenses --from=mixed --with-system --format=markdown --order=name \
+	    --packages $$(sed -nE 's/^([A-Za-z0-9_.-]+)==.*/\1/p' requirements.lock); } > docs/licenses.md.new
 	mv docs/licenses.md.new docs/licenses.md
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 

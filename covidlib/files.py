@@ -5,8 +5,11 @@ import functools
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
+
+import psutil
 
 
 def write_atomically(path, content):
@@ -43,6 +46,22 @@ def require_room(folder, size):
     if free < size:
         raise OSError(errno.ENOSPC, f"{size / 1e6:.0f} MB are needed in {folder}, and {free / 1e6:.0f} MB are free: "
                                     "make room, and the same call goes on")
+
+
+def owned() -> str:
+    """What a temporary file of this process has in its name, for `is_orphan`."""
+    return f"{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-"
+
+
+def is_orphan(owner) -> bool:
+    """Whether `owner`, as of `owned` without its last hyphen, was a process of this machine that has ended."""
+    host, pid, born = owner.rsplit("-", 2)
+    if host != socket.gethostname() or not (pid.isdigit() and born.isdigit()):
+        return False
+    try:  # another process may have its number by now
+        return abs(psutil.Process(int(pid)).create_time() - int(born)) > 5
+    except psutil.NoSuchProcess:
+        return True
 
 
 def sha256(path) -> str:

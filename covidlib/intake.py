@@ -21,9 +21,10 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, splits
-from covidlib.files import require_room, require_writable, sha256, sha256_once
+from covidlib.files import is_orphan, owned, require_room, require_writable, sha256, sha256_once
 
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
+DECODING = ".decoding."  # what a cache is called until it is whole; the process that makes it follows
 _HERE = Path(__file__).parent
 SAMPLED = 4000  # slices whose pixels the shortcut baselines learn from
 _SEALED = 0x2144DF1C  # the CRC-32 of everything that ends with its own
@@ -160,7 +161,10 @@ class _Store:
 
     def __enter__(self):
         require_writable(self.folder)
-        handle, self.part = tempfile.mkstemp(dir=self.folder, prefix=".decoding.", suffix=".npy")
+        for left in self.folder.glob(f"{DECODING}*-*-*-*.npy*"):  # by a killed process
+            if is_orphan(left.name.removeprefix(DECODING).rsplit("-", 1)[0]):
+                left.unlink(missing_ok=True)
+        handle, self.part = tempfile.mkstemp(dir=self.folder, prefix=DECODING + owned(), suffix=".npy")
         os.close(handle)
         return self
 

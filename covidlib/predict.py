@@ -76,7 +76,8 @@ def weights_file(model_path):
 def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All slices under a file or folder: `(path, patient, slice_index)`, and `(path, error)` for unreadable files.
 
-    Paths are relative to the folder; the patient is the folder a file lies in. Volumes give a row per slice.
+    Paths are relative to the folder; the patient is the folder a file lies in. Volumes give a row per slice. Links
+    that lead out of the folder are not followed, but listed: they may lead to what nobody wants on a sheet.
     """
     top = Path(input_path)
     if not top.exists():
@@ -86,6 +87,9 @@ def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
     slices, errors = [], []
     for file in files:
         name = file.relative_to(root)
+        if file != top and not file.resolve().is_relative_to(root.resolve()):
+            errors.append((name.as_posix(), "is a link that leads out of the folder. Put the file itself there"))
+            continue
         try:
             slices += [(name.as_posix(), name.parent.as_posix(), index) for index in range(ct.count_slices(file))]
         except ct.ReadError as error:

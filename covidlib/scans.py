@@ -1,5 +1,6 @@
 """Scans among the files that somebody gives: DICOM series, volumes, pictures, also in a zip archive."""
 
+import io
 import lzma
 import threading
 import zipfile
@@ -17,6 +18,7 @@ from covidlib.formats import dicom
 MAX_BYTES = 1_000_000_000  # of all files together, unpacked
 MAX_FILES = 5_000
 CHUNK = 2**20
+DIRECTORY = 1_000 * MAX_FILES  # bytes of an archive's list of members, which is read whole before they can be counted
 KEPT = 8  # slices that a Scan remembers
 TOLD = {  # DICOM attributes that say how a series was taken; none that says of whom
     "SeriesDescription": "series", "StudyDescription": "study", "BodyPartExamined": "body part",
@@ -169,7 +171,7 @@ def unpack(archive, folder, limit=MAX_BYTES):
     """
     folder, left = Path(folder), limit
     try:
-        with zipfile.ZipFile(archive) as source:
+        with _Bounded(archive) as file, zipfile.ZipFile(file) as source:
             members = [member for member in source.infolist() if not member.is_dir()]
             if len(members) > MAX_FILES:
                 raise ValueError(f"the archive holds {len(members)} files; at most {MAX_FILES} can be looked at.")
@@ -187,6 +189,15 @@ def unpack(archive, folder, limit=MAX_BYTES):
         why = getattr(error, "strerror", None) or error
         raise ValueError(f"the archive cannot be unpacked ({why}). Pack it anew, without a password.") from error
     return left
+
+
+class _Bounded(io.FileIO):
+    """An archive, of which no more is read at a time than a list of members may be long."""
+
+    def read(self, size=-1):
+        if size > DIRECTORY:
+            raise ValueError(f"the archive lists more files than can be looked at, at most {MAX_FILES}.")
+        return super().read(size)
 
 
 def _inside(member):

@@ -1,5 +1,6 @@
 """Decoding once: order, cache, two processes, files that cannot be read."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -116,6 +117,22 @@ print(intake.load_images(source, 32, {str(tmp_path / 'cache')!r}).sum())
     sums = {process.communicate()[0] for process in both}
     assert len(sums) == 1 and int(sums.pop()) == intake.load_images(source, 32).sum(dtype=int)
     assert len(files(tmp_path / "cache")) == 1
+
+
+def test_what_a_killed_process_had_decoded_goes_with_the_next_that_decodes(source, tmp_path, repository):
+    code = f"""
+import os, signal
+from covidlib import intake
+with intake._Store({str(tmp_path / 'cache')!r}, "toy", 32, 4) as store:
+    store.fill([[[7] * 32] * 32])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == -signal.SIGKILL
+    left, = (tmp_path / "cache").iterdir()
+    others = left.with_name(left.name.replace(intake.DECODING, f"{intake.DECODING}another-"))
+    others.touch()
+    intake.load_images(source, 32, tmp_path / "cache")
+    assert not left.exists() and others.exists()
 
 
 def test_all_unreadable_files_are_named_at_once_and_nothing_is_left(source, tmp_path):

@@ -46,6 +46,17 @@ def test_every_readable_slice_is_answered_and_the_rest_listed(model_path, scans,
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 4
 
 
+def test_links_that_lead_out_of_the_folder_are_not_followed(scans, tmp_path):
+    Image.new("L", (40, 50)).save(tmp_path / "elsewhere.png")
+    (scans / "one" / "out.png").symlink_to(tmp_path / "elsewhere.png")
+    (scans / "one" / "within.png").symlink_to(scans / "one" / "0.png")
+    slices, errors = predict.find_slices(scans)
+    assert "one/within.png" in set(slices["path"]) and "one/out.png" not in set(slices["path"])
+    assert errors.set_index("path").loc["one/out.png", "error"].startswith("is a link that leads out of the folder")
+    (tmp_path / "given.png").symlink_to(tmp_path / "elsewhere.png")
+    assert len(predict.find_slices(tmp_path / "given.png")[0]) == 1  # whoever names a link means what it leads to
+
+
 def test_probabilities_and_doubts_are_those_of_the_run(model_path, scans, tmp_path):
     plain = predict.predict(model_path, scans, tmp_path / "plain")
     columns = [f"p_{name}" for name in CLASSES]

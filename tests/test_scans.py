@@ -133,6 +133,9 @@ def test_links_bombs_and_crowds_are_refused(tmp_path, monkeypatch):
         scans.unpack(pack(tmp_path / "link.zip", ["a"], b"/etc/passwd", link=True), tmp_path / "1")
     with pytest.raises(ValueError, match="more than 1 MB when unpacked"):
         scans.unpack(pack(tmp_path / "bomb.zip", ["a"], bytes(5_000_000)), tmp_path / "2", limit=1_000_000)
+    with pytest.raises(ValueError, match="at most 5000"):
+        scans.unpack(pack(tmp_path / "crowd.zip", map(str, range(100_000))), tmp_path / "4")
+    assert not list((tmp_path / "4").rglob("*"))
     monkeypatch.setattr(scans, "MAX_FILES", 3)
     with pytest.raises(ValueError, match="holds 4 files; at most 3"):
         scans.unpack(pack(tmp_path / "many.zip", "abcd"), tmp_path / "3")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pydicom
@@ -125,7 +126,16 @@ def test_nothing_is_asked_of_a_network(checkout):
 
 TAGS = {"PatientName": "Zebedee^Quux", "PatientID": "MRN-48151623", "PatientBirthDate": "19371117",
         "AccessionNumber": "ACC-7788990", "InstitutionName": "Xanadu Infirmary", "ReferringPhysicianName": "Wug^Blick",
-        "StudyID": "STU-55443322", "PatientAddress": "7 Foobar Mews"}
+        "StudyID": "STU-55443322", "PatientAddress": "7 Foobar Mews", "StudyInstanceUID": "1.2.826.0.1.77665544.1",
+        "SeriesInstanceUID": "1.2.826.0.1.77665544.2", "SOPInstanceUID": "1.2.826.0.1.77665544.3"}
+
+
+def contents(path):
+    """The bytes of a file, and of what it holds where it is a zip archive (.keras, .npz)."""
+    yield path.read_bytes()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield from map(archive.read, archive.namelist())
 
 
 @pytest.mark.slow
@@ -138,6 +148,8 @@ def test_scans_with_names_to_hide_in_folders_whose_names_are_commands(checkout, 
         for name, value in TAGS.items():
             setattr(slice_, name, value)
         slice_.PatientID += f"-{number % 4}{row.label}"
+        slice_.SeriesInstanceUID += f".{number}"
+        slice_.SOPInstanceUID += f".{number}"
         folder = root / f"{row.label} $(touch pwned)"
         folder.mkdir(parents=True, exist_ok=True)
         slice_.save_as(folder / f"{number} `touch pwned`.dcm")
@@ -152,8 +164,8 @@ def test_scans_with_names_to_hide_in_folders_whose_names_are_commands(checkout, 
     outputs = [path for place in ("runs/folder", "reports/folder", ".snakemake")
                for path in (checkout / place).rglob("*") if path.is_file()]
     assert {"manifest.csv", "predictions.csv", "sheet.html", "08_predict.ipynb"} <= {path.name for path in outputs}
-    told = [(path.name, value) for path in outputs for value in TAGS.values()
-            if value.encode() in path.read_bytes()]
+    told = [(path.name, value) for path in outputs for content in contents(path) for value in TAGS.values()
+            if value.encode() in content]
     assert not told and not [value for value in TAGS.values() if value in done.stdout + done.stderr]
     assert not list(checkout.rglob("pwned")) + list(tmp_path.glob("pwned"))
     assert not (checkout / "asked-for.txt").exists()

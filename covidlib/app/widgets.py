@@ -1,18 +1,17 @@
 """What ipywidgets lacks: a picture one can point at, and files of any number and size in and out."""
 
 import io
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import anywidget
 import numpy as np
-import psutil
 import traitlets
 from PIL import Image
 
 from covidlib import scans
+from covidlib.files import is_orphan, owned
 
 STATIC = Path(__file__).parent / "static"
 PREFIX = "covidlib-app-"  # of temporary folders; the process that they belong to follows
@@ -100,7 +99,7 @@ class Files(anywidget.AnyWidget):
             raise ValueError(f"{len(files)} files of {size / 1e6:,.0f} MB are too much: at most {scans.MAX_FILES:,} "
                              f"files and {scans.MAX_BYTES / 1e6:,.0f} MB can be looked at together. Open some of them.")
         self.drop()
-        self._coming = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-")
+        self._coming = tempfile.TemporaryDirectory(prefix=PREFIX + owned())
         self._names, self._left = _distinct([str(file["name"]) for file in files]), scans.MAX_BYTES
         for name in self._names:
             Path(self._coming.name, name).touch()
@@ -153,7 +152,6 @@ def _distinct(names):
 
 def sweep():
     """Remove what processes left behind that were killed before they could tidy up."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        process = folder.name.removeprefix(PREFIX).split("-")[0]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*-*-*"):
+        if is_orphan(folder.name.removeprefix(PREFIX).rsplit("-", 1)[0]):
             shutil.rmtree(folder, ignore_errors=True)

@@ -155,7 +155,7 @@ def test_two_pages_do_not_see_each_others_scans(page, chromium, address, dicom, 
     other.goto(address)
     other.get_by_label("Networks").wait_for(timeout=60_000)
     assert "mine.dcm" not in other.content() and other.locator(".covidlib-picture img:visible").count() == 0
-    owners = {int(folder.name.removeprefix(widgets.PREFIX).split("-")[0])
+    owners = {folder.name.rsplit("-", 1)[0]
               for folder in Path(tempfile.gettempdir()).glob(f"{widgets.PREFIX}*") if list(folder.glob("mine.dcm"))}
     assert len(owners) == 1
     other.close()

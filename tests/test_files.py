@@ -1,0 +1,27 @@
+"""Whose a temporary file is, and whether that process has ended."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from covidlib import files
+
+
+def test_of_this_process_nothing_is_left_behind_and_of_an_ended_one_all():
+    assert not files.is_orphan(files.owned().removesuffix("-"))
+    code = "from covidlib import files; print(files.owned().removesuffix('-'))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert files.is_orphan(ended)
+
+
+@pytest.mark.parametrize("change, orphan", [
+    (lambda host, pid, born: (host, pid, str(int(born) - 3600)), True),  # its number was given out anew
+    (lambda host, pid, born: ("another-machine", pid, str(int(born) - 3600)), False),
+    (lambda host, pid, born: (host, "x", born), False),
+])
+def test_a_number_that_another_process_has_and_another_machine(change, orphan):
+    host, pid, born = files.owned().removesuffix("-").rsplit("-", 2)
+    assert pid == str(os.getpid())
+    assert files.is_orphan("-".join(change(host, pid, born))) is orphan
