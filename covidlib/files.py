@@ -9,8 +9,6 @@ import socket
 import tempfile
 from pathlib import Path
 
-import psutil
-
 
 def write_atomically(path, content):
     """Write text, or what a function of a binary file writes: complete at `path`, or not at all."""
@@ -50,6 +48,8 @@ def require_room(folder, size):
 
 def owned() -> str:
     """What a temporary file of this process has in its name, for `is_orphan`."""
+    import psutil
+
     return f"{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-"
 
 
@@ -58,6 +58,8 @@ def is_orphan(owner) -> bool:
     host, pid, born = owner.rsplit("-", 2)
     if host != socket.gethostname() or not (pid.isdigit() and born.isdigit()):
         return False
+    import psutil
+
     try:  # another process may have its number by now
         return abs(psutil.Process(int(pid)).create_time() - int(born)) > 5
     except psutil.NoSuchProcess:

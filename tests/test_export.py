@@ -6,13 +6,12 @@ import sys
 import keras
 import numpy as np
 import pytest
+from conftest import NARROW
 from PIL import Image
 
 from covidlib import export, intake, models
-from covidlib.models import resnet
 
 CLASSES = ("covid", "viral", "normal")
-NARROW = {"conv2": (8, 1), "conv3": (16, 1), "conv4": (32, 1), "conv5": (64, 1)}
 
 
 def trained_like(variant, size, precision="float32"):
@@ -43,17 +42,10 @@ def keras_answers(model, images):
 
 
 @pytest.fixture(scope="module")
-def narrow():
-    """ResNets of 4 blocks and 1/8 the channels: every kind of layer, little to compute."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resnet, "STAGES", NARROW)
-        yield
-
-
-@pytest.fixture(scope="module")
-def improved(narrow, tmp_path_factory):
-    """(model, exported folder) with all files."""
-    model = trained_like("improved", 48)
+def improved(narrowed, tmp_path_factory):
+    """(narrow model, exported folder) with all files."""
+    with narrowed():
+        model = trained_like("improved", 48)
     folder = tmp_path_factory.mktemp("export") / "improved"
     return model, export.write(model, folder, CLASSES, calibration=pictures(48, 32, seed=2)[..., 0])
 

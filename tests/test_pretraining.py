@@ -11,14 +11,23 @@ import pytest
 
 from covidlib import pretraining
 from covidlib.files import write_atomically
-from covidlib.models import build_classifier, weights
+from covidlib.models import build_classifier, resnet, weights
 
 SLICES, SIZE = (12, 6, 12), 32
+MAPS, STAGES = pretraining.MAPS, resnet.STAGES  # those that are not narrow
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(narrowed):
+    """Narrow networks, whose stages are of one block."""
+    with narrowed(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "MAPS", {"conv3_block1_out": 8, "conv4_block1_out": 16})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,10 @@ def test_the_name_depends_on_size_and_settings(home, monkeypatch):
     names = {pretraining.path(64, home), pretraining.path(96, home)}
     monkeypatch.setattr(pretraining, "EPOCHS", 3)
     assert len(names | {pretraining.path(64, home)}) == 3
+
+
+def test_maps_come_from_the_ends_of_stages():
+    assert set(MAPS) <= {f"{stage}_block{blocks}_out" for stage, (_, blocks) in STAGES.items()}
 
 
 def test_lesions_lie_where_the_network_sees_them(home):
@@ -90,10 +103,10 @@ def test_every_variant_starts_from_the_same_backbone(made, home):
     stem = []
     for variant in ("resnet50", "improved"):
         model = build_classifier(variant, ("covid", "non_covid"), SIZE, weights=str(path), precision="float32")
-        stem.append(model.get_layer("conv4_block6_3_conv").get_weights()[0])
+        stem.append(model.get_layer("conv4_block1_3_conv").get_weights()[0])
     assert np.array_equal(*stem)
     fresh = build_classifier("resnet50", ("covid", "non_covid"), SIZE, precision="float32")
-    assert not np.array_equal(stem[0], fresh.get_layer("conv4_block6_3_conv").get_weights()[0])
+    assert not np.array_equal(stem[0], fresh.get_layer("conv4_block1_3_conv").get_weights()[0])
 
 
 @pytest.mark.slow

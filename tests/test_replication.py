@@ -1,6 +1,7 @@
 """The plan of the replication, its decisions and its workers; what it trains is training's."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -66,7 +67,8 @@ def note(bundles, home, kind, seed):
     (home / f"{kind}-{seed}").write_text(f"{begun} {time.monotonic()}")
 
 
-def test_the_first_of_a_kind_runs_alone(tmp_path):
+def test_the_first_of_a_kind_runs_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(replication, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(workers))
     jobs = [replication.Job(f"{kind} {seed}", note, {"kind": kind, "seed": seed}) for kind in "ab" for seed in range(3)]
     assert replication.work(jobs, BUNDLES, tmp_path, 4, 60) == []
     for kind in "ab":

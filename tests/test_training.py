@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from covidlib import datasets, intake, runs, session, splits, training
+from covidlib.files import sha256
 
 CLASSES = ("covid", "viral", "normal")
 SIZE = 32
@@ -364,6 +365,17 @@ def test_a_partial_run_with_other_parameters_is_discarded(small, tmp_path, monke
     with pytest.warns(UserWarning, match="learning_rate=0.001 instead of 0.002: starting over"):
         train(tmp_path / "run", epochs=1, learning_rate=2e-3)
     assert training.read_run(tmp_path / "run").parameters["learning_rate"] == 2e-3
+
+
+@pytest.mark.parametrize("weights", ["a file", "imagenet"])
+def test_the_checksum_of_what_it_began_with_is_recorded(small, tmp_path, monkeypatch, weights):
+    file = tmp_path / "own.weights.h5"
+    file.write_bytes(b"weights")
+    monkeypatch.setattr(keras.utils, "get_file", lambda *_, **__: str(file))
+    source, images = toy()
+    content = training.train(source, images, tmp_path / "run", "resnet50", **OPTIONS | {"epochs": 1},
+                             weights=str(file) if weights == "a file" else weights)
+    assert content["parameters"]["weights_sha256"] == content["provenance"]["weights_sha256"] == sha256(file)
 
 
 @pytest.mark.parametrize("moment, told", [("before", "loss became nan"), ("after", "weights became .*")])

@@ -84,15 +84,31 @@ def test_other_networks_get_their_own_normalisation(variant, network, module, tm
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """A classifier of this library whose weights differ from those that any seed gives."""
-    model = build(None, "improved")
+def trained(narrowed):
+    """A narrow classifier of this library whose weights differ from those that any seed gives."""
+    with narrowed():
+        model = build(None, "improved")
     randomise(model, seed=2)
     return model
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """(a ResNet-50, the names of its layers that a file must have, its weights), for files that are refused."""
+    model = build(None)
+    return model, [layer.name for layer in model.layers if layer.name.startswith("conv")], model.get_weights()
+
+
+def assert_refused(path, plain, message):
+    """And the network is as before."""
+    model, names, before = plain
+    with pytest.raises(ValueError, match=message):
+        starting_weights.load_weights(model, path, "resnet50", names)
+    assert_equal(model.get_weights(), before)
+
+
 @pytest.mark.parametrize(("name", "variant"), [("model.keras", "improved"), ("best.weights.h5", "resnet50")])
-def test_own_files_give_all_but_the_head(trained, name, variant, tmp_path):
+def test_own_files_give_all_but_the_head(trained, narrow, name, variant, tmp_path):
     (trained.save if name.endswith(".keras") else trained.save_weights)(tmp_path / name)
     fresh, loaded = build(None, variant), build(str(tmp_path / name), variant)
     for layer in loaded.layers:
@@ -109,25 +125,23 @@ def test_a_plain_file_leaves_pyramid_and_attention_as_they_start(applications):
     np.testing.assert_array_equal(kernel, applications[0].get_layer("conv4_block6_2_conv").get_weights()[0])
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(narrow, tmp_path):
     with pytest.raises(FileNotFoundError, match="no weight file .*absent.h5.*imagenet"):
         build(tmp_path / "absent.h5")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_truncated_file_is_refused(applications, tmp_path, share):
+def test_a_truncated_file_is_refused(applications, plain, tmp_path, share):
     content = applications[1].read_bytes()
     (tmp_path / "cut.h5").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="cut.h5 is no weight file, or damaged or cut short"):
-        build(tmp_path / "cut.h5")
+    assert_refused(tmp_path / "cut.h5", plain, "cut.h5 is no weight file, or damaged or cut short")
 
 
-def test_a_truncated_archive_is_refused(trained, tmp_path):
+def test_a_truncated_archive_is_refused(trained, plain, tmp_path):
     trained.save(tmp_path / "model.keras")
     content = (tmp_path / "model.keras").read_bytes()
     (tmp_path / "model.keras").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="damaged or cut short"):
-        build(tmp_path / "model.keras")
+    assert_refused(tmp_path / "model.keras", plain, "damaged or cut short")
 
 
 def other_networks():
@@ -142,17 +156,12 @@ def other_networks():
 
 
 @pytest.mark.parametrize("case", other_networks())
-def test_another_architecture_is_refused_and_changes_nothing(case, tmp_path):
+def test_another_architecture_is_refused_and_changes_nothing(plain, case, tmp_path):
     other_networks()[case]().save(tmp_path / "other.h5")
-    model = build(None)
-    before = model.get_weights()
-    names = [layer.name for layer in model.layers if layer.name.startswith("conv")]
-    with pytest.raises(ValueError, match="does not fit .* of 'resnet50'.*Give weights of resnet50"):
-        starting_weights.load_weights(model, tmp_path / "other.h5", "resnet50", names)
-    assert_equal(model.get_weights(), before)
+    assert_refused(tmp_path / "other.h5", plain, "does not fit .* of 'resnet50'.*Give weights of resnet50")
 
 
-def test_a_pyramid_of_another_width_is_refused(trained, tmp_path):
+def test_a_pyramid_of_another_width_is_refused(trained, narrow, tmp_path):
     trained.save_weights(tmp_path / "own.weights.h5")
     with pytest.raises(ValueError, match="fpn_p2_lateral has shapes .* instead of"):
         build(tmp_path / "own.weights.h5", "resnet50_fpn", fpn_width=32)
@@ -168,7 +177,7 @@ def own(trained, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["external data", "virtual data", "an external link", "a soft link"])
-def test_nothing_is_read_but_the_file_itself(own, tmp_path, kind):
+def test_nothing_is_read_but_the_file_itself(own, plain, tmp_path, kind):
     path, group = own
     shape, secret = group["0"].shape, str(tmp_path / "secret")
     with h5py.File(secret, "w") as file:
@@ -183,12 +192,11 @@ def test_nothing_is_read_but_the_file_itself(own, tmp_path, kind):
     else:
         group["0"] = h5py.SoftLink("/layers") if kind == "a soft link" else h5py.ExternalLink(secret, "kernel")
     group.file.close()
-    with pytest.raises(ValueError, match="own.weights.h5 is no weight file.*0 is (a link|kept in another file)"):
-        build(path, "improved")
+    assert_refused(path, plain, "own.weights.h5 is no weight file.*0 is (a link|kept in another file)")
 
 
 @pytest.mark.parametrize("kind", ["a petabyte", "words"])
-def test_only_numbers_of_the_right_shape_are_read(own, kind):
+def test_only_numbers_of_the_right_shape_are_read(own, narrow, kind):
     path, group = own
     shape, kinds = group["0"].shape, {"a petabyte": "u1", "words": h5py.string_dtype()}
     del group["0"]
@@ -198,13 +206,12 @@ def test_only_numbers_of_the_right_shape_are_read(own, kind):
         build(path, "improved")
 
 
-def test_an_archive_of_too_much_is_not_unpacked(tmp_path, monkeypatch):
+def test_an_archive_of_too_much_is_not_unpacked(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(starting_weights, "MAX_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "model.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.weights.h5", bytes(2000))
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
-    with pytest.raises(ValueError, match="2000 bytes; at most 1000 are read"):
-        build(tmp_path / "model.keras")
+    assert_refused(tmp_path / "model.keras", plain, "2000 bytes; at most 1000 are read")
 
 
 def test_imagenet_asks_keras_for_the_published_file(applications, monkeypatch):
