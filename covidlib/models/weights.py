@@ -88,7 +88,7 @@ def load_weights(model, weights, backbone, backbone_layers):
             problems = _differences(layers, found, backbone_layers)
             fitting = [] if problems else layers.keys() & found.keys()
             arrays = {name: [dataset[()] for dataset in found[name]] for name in fitting}
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no weight file, or damaged or cut short: {error}") from error
     if problems:
         raise ValueError(
@@ -152,9 +152,8 @@ def _layers_by_attribute(file):
 def _layers_by_name(file):
     """The layout of Keras 3: groups named by class, the layer's name in an attribute of its variables."""
     found, layers = {}, _within(file, "layers")
-    for key in layers:
-        group = _within(layers, key)
-        if "vars" in group and len(variables := _within(group, "vars")):
+    for group in (_within(layers, key) for key in layers):
+        if isinstance(group, h5py.Group) and "vars" in group and len(variables := _within(group, "vars")):
             found[_text(variables.attrs["name"])] = [_within(variables, key) for key in sorted(variables, key=int)]
     return found
 
