@@ -46,16 +46,20 @@ def require_room(folder, size):
                                     "make room, and the same call goes on")
 
 
-def owned() -> str:
-    """What a temporary file of this process has in its name, for `is_orphan`."""
+def owned(prefix) -> str:
+    """How the name of a temporary file of this process begins, for `orphans`."""
     import psutil
 
-    return f"{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-"
+    return f"{prefix}{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-"
 
 
-def is_orphan(owner) -> bool:
-    """Whether `owner`, as of `owned` without its last hyphen, was a process of this machine that has ended."""
-    host, pid, born = owner.rsplit("-", 2)
+def orphans(folder, prefix) -> list[Path]:
+    """What lies in `folder` under names of `owned(prefix)`, of processes of this machine that have ended."""
+    return [path for path in Path(folder).glob(f"{prefix}*-*-*-*")
+            if _has_ended(*path.name.removeprefix(prefix).rsplit("-", 3)[:3])]
+
+
+def _has_ended(host, pid, born):
     if host != socket.gethostname() or not (pid.isdigit() and born.isdigit()):
         return False
     import psutil

@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, splits
-from covidlib.files import is_orphan, owned, require_room, require_writable, sha256, sha256_once
+from covidlib.files import orphans, owned, require_room, require_writable, sha256, sha256_once
 
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
 DECODING = ".decoding."  # what a cache is called until it is whole; the process that makes it follows
@@ -161,10 +161,9 @@ class _Store:
 
     def __enter__(self):
         require_writable(self.folder)
-        for left in self.folder.glob(f"{DECODING}*-*-*-*.npy*"):  # by a killed process
-            if is_orphan(left.name.removeprefix(DECODING).rsplit("-", 1)[0]):
-                left.unlink(missing_ok=True)
-        handle, self.part = tempfile.mkstemp(dir=self.folder, prefix=DECODING + owned(), suffix=".npy")
+        for left in orphans(self.folder, DECODING):
+            left.unlink(missing_ok=True)
+        handle, self.part = tempfile.mkstemp(dir=self.folder, prefix=owned(DECODING), suffix=".npy")
         os.close(handle)
         return self
 

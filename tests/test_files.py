@@ -9,11 +9,13 @@ import pytest
 from covidlib import files
 
 
-def test_of_this_process_nothing_is_left_behind_and_of_an_ended_one_all():
-    assert not files.is_orphan(files.owned().removesuffix("-"))
-    code = "from covidlib import files; print(files.owned().removesuffix('-'))"
+def test_of_this_process_nothing_is_left_behind_and_of_an_ended_one_all(tmp_path):
+    (tmp_path / f"{files.owned('.part.')}one.npy").touch()
+    code = "from covidlib import files; print(files.owned('.part.'))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert files.is_orphan(ended)
+    (tmp_path / f"{ended}two.npy").touch()
+    assert files.orphans(tmp_path, ".part.") == [tmp_path / f"{ended}two.npy"]
+    assert files.orphans(tmp_path, ".other.") == []
 
 
 @pytest.mark.parametrize("change, orphan", [
@@ -21,7 +23,9 @@ def test_of_this_process_nothing_is_left_behind_and_of_an_ended_one_all():
     (lambda host, pid, born: ("another-machine", pid, str(int(born) - 3600)), False),
     (lambda host, pid, born: (host, "x", born), False),
 ])
-def test_a_number_that_another_process_has_and_another_machine(change, orphan):
-    host, pid, born = files.owned().removesuffix("-").rsplit("-", 2)
+def test_a_number_that_another_process_has_and_another_machine(tmp_path, change, orphan):
+    host, pid, born = files.owned("").removesuffix("-").rsplit("-", 2)
     assert pid == str(os.getpid())
-    assert files.is_orphan("-".join(change(host, pid, born))) is orphan
+    path = tmp_path / "-".join([*change(host, pid, born), "one"])
+    path.touch()
+    assert files.orphans(tmp_path, "") == [path] * orphan

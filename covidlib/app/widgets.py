@@ -11,7 +11,7 @@ import traitlets
 from PIL import Image
 
 from covidlib import scans
-from covidlib.files import is_orphan, owned
+from covidlib.files import orphans, owned
 
 STATIC = Path(__file__).parent / "static"
 PREFIX = "covidlib-app-"  # of temporary folders; the process that they belong to follows
@@ -99,7 +99,7 @@ class Files(anywidget.AnyWidget):
             raise ValueError(f"{len(files)} files of {size / 1e6:,.0f} MB are too much: at most {scans.MAX_FILES:,} "
                              f"files and {scans.MAX_BYTES / 1e6:,.0f} MB can be looked at together. Open some of them.")
         self.drop()
-        self._coming = tempfile.TemporaryDirectory(prefix=PREFIX + owned())
+        self._coming = tempfile.TemporaryDirectory(prefix=owned(PREFIX))
         self._names, self._left = _distinct([str(file["name"]) for file in files]), scans.MAX_BYTES
         for name in self._names:
             Path(self._coming.name, name).touch()
@@ -152,6 +152,5 @@ def _distinct(names):
 
 def sweep():
     """Remove what processes left behind that were killed before they could tidy up."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*-*-*"):
-        if is_orphan(folder.name.removeprefix(PREFIX).rsplit("-", 1)[0]):
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in orphans(tempfile.gettempdir(), PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -277,7 +277,7 @@ def test_the_app_says_what_it_is_on_every_page(checkout):
 def test_what_a_killed_kernel_left_is_removed_at_the_next_start_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = ("import pathlib, tempfile, time; from covidlib import files; from covidlib.app import widgets;"
-            f"folder = tempfile.mkdtemp(prefix=widgets.PREFIX + files.owned(), dir={str(tmp_path)!r});"
+            f"folder = tempfile.mkdtemp(prefix=files.owned(widgets.PREFIX), dir={str(tmp_path)!r});"
             "pathlib.Path(folder, 'scan.dcm').touch(); print('ready', flush=True); time.sleep(600)")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     process.stdout.readline()
