@@ -41,7 +41,8 @@ def resampled(values, clusters, statistic=mean, seed=0, resamples=RESAMPLES):
     columns = [*values.T, np.ones(len(values))]
     sums = np.stack([np.bincount(codes, column, weights.shape[1]) for column in columns], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(statistic(weights @ sums))
+        results = np.asarray(statistic(weights @ sums))
+    return results.round(12)  # what ties, ties on every processor
 
 
 def _draw(clusters, length, seed, resamples):
@@ -81,7 +82,7 @@ def paired_difference(correct, reference, patients, seed=0):
     gain, clusters = correct - reference, fill_unknown(patients)
     low = high = p = np.nan
     if len(np.unique(clusters)) > 1:
-        results = resampled(gain, clusters, seed=seed).round(12)  # a tie at zero is one on every processor
+        results = resampled(gain, clusters, seed=seed)
         low, high = percentile_interval(results)
         p = min(1.0, 2 * (min((results <= 0).sum(), (results >= 0).sum()) + 1) / (len(results) + 1))
     whole = np.isin(np.concatenate([correct, reference]), (0, 1)).all()

@@ -468,12 +468,16 @@ def tables(folder):
             "missing": missing(found)}
 
 
+def as_published(table):
+    """CSV text of one of `tables`, rounded to DIGITS decimals, half a digit the same way on every processor."""
+    return table.round(12).round(DIGITS).to_csv(index=False, lineterminator="\n")
+
+
 def write(folder):
-    """Write `tables/<name>.csv` into `folder`, rounded to DIGITS decimals; returns the tables without rounding."""
+    """Write `tables/<name>.csv` into `folder`, as_published; returns the tables without rounding."""
     made = tables(folder)
     for name, table in made.items():
-        text = table.round(DIGITS).to_csv(index=False, lineterminator="\n")
-        write_atomically(Path(folder, "tables", f"{name}.csv"), text)
+        write_atomically(Path(folder, "tables", f"{name}.csv"), as_published(table))
     return made
 
 

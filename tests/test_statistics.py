@@ -76,6 +76,10 @@ def test_proportion_interval_chooses_by_what_is_known():
     low, high = statistics.proportion_interval(correct, ["a", "b", "c", "d"])
     assert 0 <= low < 0.75 < high <= 1
     assert np.isnan(statistics.proportion_interval([], [])).all()
+    for n in range(2, 60):  # some of their means of fifths differ in the last bit
+        patients = np.r_[np.arange(n), np.arange(0, n, 3)]
+        interval = statistics.proportion_interval(np.full(len(patients), 0.2), patients)
+        assert interval == statistics.wilson(round(n / 5), n)
 
 
 def test_the_gain_of_the_paper_is_significant_only_if_its_slices_are_independent():
