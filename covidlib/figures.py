@@ -43,6 +43,8 @@ def save(figure, folder, name) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     pictures = [image for axis in figure.axes for image in axis.images]
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once for all, not twice for every format
     with plt.rc_context({"svg.hashsalt": "covidlib"}):
         for kind, facts in metadata.items():
             for image in pictures:  # vector files hold pictures as they are, not enlarged

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -53,6 +54,12 @@ def narrow(narrowed):
     """The same for the length of a test."""
     with narrowed():
         yield
+
+
+def every_process(**changes):
+    """os.environ for processes that train narrow networks, as do theirs; `changes`: every_process/sitecustomize.py."""
+    found = os.pathsep.join([str(TESTS / "every_process"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": found, "NARROW": json.dumps(NARROW)} | changes
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pydicom
 import pytest
+from conftest import every_process
 
 from covidlib import datasets
 
@@ -38,11 +38,8 @@ def command(checkout, *options):
 
 
 def offline(checkout, **more):
-    """The environment in which every process is kept to this machine, see offline/sitecustomize.py."""
-    guard = Path(__file__).parent / "offline"
-    return os.environ | more | {
-        "PYTHONPATH": os.pathsep.join([str(guard), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OFFLINE_LOG": str(checkout / "asked-for.txt")}
+    """The environment in which every process is kept to this machine, and trains narrow networks."""
+    return every_process(OFFLINE_LOG=str(checkout / "asked-for.txt"), **more)
 
 
 def bare(checkout):

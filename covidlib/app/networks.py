@@ -88,6 +88,8 @@ def _poll(process):
 
 
 def _epochs(folder):
+    if (folder / "run.json").is_file():
+        return EPOCHS
     state = folder.with_name(folder.name + ".partial") / "state.json"
     try:
         return len(runs.read_json(state)["history"])

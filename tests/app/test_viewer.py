@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pydicom
 import pytest
+from conftest import every_process
 from PIL import Image
 
 from covidlib import predict
@@ -253,6 +254,8 @@ def test_without_a_network_nothing_is_answered_and_one_is_offered(checkout, tmp_
 
 @pytest.mark.slow
 def test_a_first_pair_is_made_with_progress_and_can_be_cancelled(tmp_path, monkeypatch):
+    for name, value in every_process().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(networks, "SLICES", [9, 6, 9])
     monkeypatch.setattr(networks, "EPOCHS", 1)
     monkeypatch.setattr(networks, "IMAGE_SIZE", 32)
@@ -262,6 +265,7 @@ def test_a_first_pair_is_made_with_progress_and_can_be_cancelled(tmp_path, monke
     assert not networks.make_first(tmp_path / "runs", tmp_path / "data", cancelled, lambda *_: None)
     job = Job(lambda job: None, print)
     assert networks.make_first(tmp_path / "runs", tmp_path / "data", job, lambda *args: told.append(args))
+    assert [share for share, _ in told] == sorted(share for share, _ in told)
     assert {what for _, what in told} == {"drawing phantoms", "training improved", "training resnet50"}
     assert [path.parent.name for path in networks.find(tmp_path / "runs")["phantom / app"]] == ["resnet50", "improved"]
 

@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from conftest import NARROW
 
 from covidlib.models import attention_map, build_classifier
 
@@ -16,17 +17,19 @@ CLASSES = ("covid", "viral", "normal")
 ON_JAX = """
 import sys
 import keras, numpy as np
-from covidlib.models import attention_map, build_classifier
+from covidlib.models import attention_map, build_classifier, resnet
 folder = sys.argv[1]
 assert keras.backend.backend() == "jax"
 x, y = np.load(folder + "/x.npy"), np.eye(3, dtype="float32")
 model = build_classifier("improved", ("covid", "viral", "normal"), 64, precision="float32", seed=5)
 model.save_weights(folder + "/fresh.weights.h5")
 model.load_weights(folder + "/saved.weights.h5")
-model.compile("sgd", "categorical_crossentropy")
-before = model.get_weights()
 np.save(folder + "/saved.npy", model.predict(x, verbose=0))
 np.save(folder + "/map.npy", attention_map(model, x[0], "attention_conv3", (3, 4)))
+resnet.STAGES = {stages}
+model = build_classifier("improved", ("covid", "viral", "normal"), 64, precision="float32", seed=5)
+model.compile("sgd", "categorical_crossentropy")
+before = model.get_weights()
 model.fit(x, y, batch_size=3, verbose=0)
 assert any(np.any(a != b) for a, b in zip(before, model.get_weights()))
 assert np.isfinite(model.predict(x, verbose=0)).all()
@@ -35,7 +38,8 @@ assert np.isfinite(model.predict(x, verbose=0)).all()
 TWICE = """
 import hashlib
 import keras, numpy as np, tensorflow as tf
-from covidlib.models import build_classifier
+from covidlib.models import build_classifier, resnet
+resnet.STAGES = {stages}
 tf.config.experimental.enable_op_determinism()
 rng = np.random.default_rng(0)
 x, y = rng.uniform(0, 255, (16, 48, 48, 1)).astype("float32"), np.eye(3, dtype="float32")[np.arange(16) % 3]
@@ -74,7 +78,7 @@ def test_jax_builds_trains_and_agrees(tmp_path):
             variable.assign(rng.uniform(0.5, 1.0, variable.shape))
     model.save_weights(tmp_path / "saved.weights.h5")
     np.save(tmp_path / "x.npy", x)
-    python(ON_JAX, tmp_path, KERAS_BACKEND="jax")
+    python(ON_JAX.replace("{stages}", str(NARROW)), tmp_path, KERAS_BACKEND="jax")
     want = keras.ops.convert_to_numpy(model(x, training=False))
     np.testing.assert_allclose(np.load(tmp_path / "saved.npy"), want, atol=1e-4)
     want = attention_map(model, x[0], "attention_conv3", (3, 4))
@@ -85,5 +89,5 @@ def test_jax_builds_trains_and_agrees(tmp_path):
 
 @pytest.mark.slow
 def test_training_twice_gives_the_same_bytes():
-    first, second = python(TWICE, KERAS_BACKEND="tensorflow")
+    first, second = python(TWICE.replace("{stages}", str(NARROW)), KERAS_BACKEND="tensorflow")
     assert first == second
