@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import every_process
 
 from covidlib import datasets, intake, runs, session, splits, training
 from covidlib.files import sha256
@@ -80,8 +81,7 @@ def train(folder, **changes):
 def script(folder, variant, **options):
     code = (
         "import sys; sys.path.insert(0, 'tests');"
-        "from conftest import NARROW; from test_training import tiny, toy; from covidlib import session, training;"
-        "from covidlib.models import resnet; resnet.STAGES = NARROW;"
+        "from test_training import tiny, toy; from covidlib import session, training;"
         f"session.build_classifier = tiny if {variant!r} == 'tiny' else session.build_classifier;"
         f"training.train(*toy(), {str(folder)!r}, {variant!r}, **{options!r})"
     )
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, repository, bound, cl
 def test_killed_and_restarted_it_ends_like_an_undisturbed_run(undisturbed, tmp_path, repository, narrow, capsys):
     folder = tmp_path / "seed-1"
     state = tmp_path / "seed-1.partial" / "state.json"
-    process = subprocess.Popen(script(folder, "resnet50", **OPTIONS), cwd=repository)
+    process = subprocess.Popen(script(folder, "resnet50", **OPTIONS), cwd=repository, env=every_process())
     deadline = time.monotonic() + 300
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
