@@ -1,28 +1,32 @@
 """Read one CT slice from PNG, JPEG, TIFF, DICOM or NIfTI, whatever its file is called.
 
-Slices are shown as a radiologist sees them: anterior on top, the patient's right on the left.
-Values in Hounsfield units (HU) are trusted where the file can hold them: DICOM with rescale tags
-or signed pixels (slope 1 and intercept 0 where the header gives none) and NIfTI with negative
-values. Anything else is a picture of grey values, for which no HU are invented.
+Slices are shown as a radiologist sees them: anterior on top, the patient's right on the left, pixels square.
+Values in Hounsfield units (HU) are trusted where the file can hold them and they look like it, see formats.values:
+DICOM with rescale tags or signed pixels, and NIfTI. Anything else is a picture of grey values, for which no HU are
+invented.
 """
 
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from covidlib.formats import AGAIN, NotASlice, ReadError, dicom, nifti, pictures, reading
-from covidlib.formats.dicom import AIR
+from covidlib.formats import AGAIN, NoImage, NotASlice, ReadError, dicom, nifti, pictures, reading, values
+from covidlib.formats.values import AIR
 
-__all__ = ["AIR", "FORMATS", "LUNG_WINDOW", "NotASlice", "ReadError", "apply_window", "count_slices", "fit_square",
-           "read_hu", "read_slice", "sniff"]
+__all__ = ["AIR", "FORMATS", "LUNG_WINDOW", "NoImage", "NotASlice", "ReadError", "Slice", "apply_window",
+           "count_slices", "fit_square", "read", "read_hu", "read_mask", "read_slice", "slice_order", "sniff"]
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
 FORMATS = "PNG, JPEG, TIFF, DICOM or NIfTI"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".ima", ".nii", ".gz"}
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg",
     b"II*\0": "tiff", b"MM\0*": "tiff", b"II+\0": "tiff", b"MM\0+": "tiff",
 }
 _READERS = {"dicom": dicom, "nifti": nifti}
+_remarks = {}  # of the slice that was read last
 
 
 def sniff(path):
@@ -50,7 +54,34 @@ def sniff(path):
         return "nifti"
     if head[:2] in (b"\x08\0", b"\x02\0", b"\0\x08") and dicom.is_bare(path):
         return "dicom"
+    if path.suffix.lower() not in SUFFIXES:  # neither its content nor its name is an image's
+        raise NoImage(path, f"is not {FORMATS} but another kind of file (begins with {head[:8]!r})", "Leave it out")
     raise ReadError(path, f"is not {FORMATS} (begins with {head[:8]!r})")
+
+
+class Slice(NamedTuple):
+    """values (H, W), with square pixels: float32 in HU where `is_hu`, else uint8 grey; windows: the file's own;
+    remark: why they are no HU though the format could hold them, or what else is doubtful, "" for nothing; stored:
+    (H, W) before pixels were made square."""
+
+    values: np.ndarray
+    is_hu: bool
+    windows: list
+    remark: str
+    stored: tuple[int, int]
+
+    def picture(self, window=LUNG_WINDOW):
+        """uint8 (H, W); HU through `window` (centre, width), None for the file's own nearest the lung window."""
+        if not self.is_hu:
+            return self.values
+        if window is None:
+            window = min(self.windows, key=lambda own: abs(own[0] - LUNG_WINDOW[0]), default=LUNG_WINDOW)
+        return apply_window(self.values, window)
+
+
+def read(path, slice_index=0):
+    """The Slice of a file. Raises as `read_slice`."""
+    return _read(path, slice_index, True)
 
 
 def read_slice(path, slice_index=0, window=LUNG_WINDOW):
@@ -62,28 +93,53 @@ def read_slice(path, slice_index=0, window=LUNG_WINDOW):
     `slice_index` counts slices of a volume or pages of a TIFF; a file of one slice ignores it. Raises
     ReadError for a file that is damaged, too large or no CT slice (NotASlice), and FileNotFoundError.
     """
-    values, is_hu, own_windows = _read(path, slice_index)
-    if not is_hu:
-        return values
-    if window is None:
-        window = min(own_windows or [], key=lambda own: abs(own[0] - LUNG_WINDOW[0]), default=LUNG_WINDOW)
-    return apply_window(values, window)
+    return read(path, slice_index).picture(window)
 
 
-def read_hu(path, slice_index=0):
-    """One slice of a DICOM or NIfTI file as float32 (H, W) in HU; padding and all below air is -1024."""
-    values, is_hu, _ = _read(path, slice_index)
-    if not is_hu:
-        raise ReadError(path, "holds grey values, not Hounsfield units (no rescale tags, or no negative values)",
+def remark(path, slice_index=0):
+    """What is doubtful of a slice's values, see Slice; at no cost where that slice was read last."""
+    known = _remarks.get(_key(path, slice_index))
+    return read(path, slice_index).remark if known is None else known
+
+
+def read_hu(path, slice_index=0, square=True):
+    """One slice of a DICOM or NIfTI file as float32 (H, W) in HU; padding and all below air is -1024.
+
+    `square`: whether pixels are made square. ReadError where the values are no HU.
+    """
+    found = _read(path, slice_index, square)
+    if not found.is_hu:
+        why = f" ({found.remark})" if found.remark else ""
+        raise ReadError(path, f"holds grey values, not Hounsfield units{why}",
                         "Use read_slice, or export it from the scanner's own DICOM")
-    return values
+    return found.values
+
+
+def read_mask(path, slice_index=0):
+    """bool (H, W): where a slice drawn in any of the formats is above 0, whatever the colour; pixels square."""
+    reader = _reader(path)
+    with reading(path):
+        if reader is pictures:
+            return pictures.read_mask(Path(path), slice_index)
+        found = reader.read(Path(path), slice_index)
+        inside = found.values > 0 if found.padding is None else (found.values > 0) & ~found.padding
+        return values.square_pixels(np.uint8(inside), found.spacing, nearest=True) > 0
+
+
+def slice_order(path):
+    """Indices of a file's slices in the order of the body, from the feet up; [0] for a file of one slice.
+
+    NIfTI slices are counted in that order already; frames of a DICOM file lie as they were stored, and are ordered by
+    their places; pages of a TIFF follow one another.
+    """
+    reader = _reader(path)
+    with reading(path):
+        return reader.slice_order(Path(path))
 
 
 def count_slices(path):
     """Number of axial slices of a volume, frames of a DICOM file or pages of a TIFF; 1 for other pictures."""
-    reader = _READERS.get(sniff(path), pictures)
-    with reading(path):
-        return reader.count(Path(path))
+    return len(slice_order(path))
 
 
 def apply_window(hu, window=LUNG_WINDOW):
@@ -110,23 +166,24 @@ def fit_square(image, size):
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _read(path, slice_index):
-    """(values, is_hu, own windows): float32 HU, or a uint8 picture where is_hu is False."""
-    reader = _READERS.get(sniff(path), pictures)
+def _reader(path):
+    return _READERS.get(sniff(path), pictures)
+
+
+def _read(path, slice_index, square):
+    reader = _reader(path)
     with reading(path):
-        values, is_hu, windows = reader.read(Path(path), slice_index)
-        if values.ndim != 2 or 0 in values.shape:
-            raise ReadError(path, f"is not a grey image with pixels (shape {values.shape})")
-        if is_hu:
-            return np.maximum(np.nan_to_num(values, nan=AIR), AIR, dtype=np.float32), True, windows
-        return _scale_to_bytes(values), False, None
+        found = reader.read(Path(path), slice_index)
+        shape = found.values.shape
+        if len(shape) != 2 or 0 in shape:
+            raise ReadError(path, f"is not a grey image with pixels (shape {shape})")
+        seen = found.values if found.is_hu else values.to_bytes(found.values, found.padding)
+        if square:
+            seen = values.square_pixels(seen, found.spacing)
+        _remarks.clear()
+        _remarks[_key(path, slice_index)] = found.remark
+        return Slice(seen, found.is_hu, found.windows, found.remark, shape)
 
 
-def _scale_to_bytes(values):
-    if values.dtype == np.uint8:
-        return values
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = np.percentile(values, (0.1, 99.9))
-    if high <= low:  # nearly constant: what little there is must not vanish
-        low, high = values.min(), max(values.max(), values.min() + 1)
-    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+def _key(path, slice_index):
+    return str(path), int(slice_index), os.stat(path).st_mtime_ns

@@ -39,11 +39,16 @@ def typical(images):
     return ranges
 
 
-def of_file(path):
-    """Doubts about a file, before any slice of it is read: a list of sentences."""
+def of_file(path, index=0):
+    """Doubts about a file and the values of its slice `index`: a list of sentences."""
     from PIL import Image
 
+    from covidlib import ct
+
     try:
+        if ct.sniff(path) in ("dicom", "nifti"):
+            found = ct.remark(path, index)
+            return [f"its values are doubtful: {found}."] if found else []
         with Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
                 return []

@@ -18,12 +18,13 @@ import joblib
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from PIL import Image
 from tqdm.auto import tqdm
 
 from covidlib import ct, datasets, harmonise, lungs, shortcuts, similarity, splits
 from covidlib.files import orphans, owned, require_room, require_writable, sha256, sha256_once
 
-FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung"]
+FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung", "remark"]
 DECODING = ".decoding."  # what a cache is called until it is whole; the process that makes it follows
 _HERE = Path(__file__).parent
 SAMPLED = 4000  # slices whose pixels the shortcut baselines learn from
@@ -36,7 +37,8 @@ _CODE = ("ct.py", "lungs.py", "harmonise.py", "formats/*.py")  # what an image d
 class Intake:
     """What decoding found, one row or image per slice of the source that `take_in` returns.
 
-    facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` the lungs' share of the picture);
+    facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` the lungs' share of the picture,
+    `remark` ct.Slice's);
     thumbnails: uint8 (N, 64, 64), memory-mapped; sampled: int (M,), rows that the shortcut baselines use; features:
     what each baseline sees of them, name -> (M, k), see shortcuts.features.
     """
@@ -227,11 +229,14 @@ def read(path, index, mask=None):
 
     Raises ct.ReadError, also for a mask of another size.
     """
-    picture = ct.read_slice(path, index)
+    found = ct.read(path, index)
+    picture = found.picture()
     body, lung = lungs.segment(picture)
     if mask is None:
         return picture, body, lung
     known = lungs.read_mask(mask, index)
+    if known.shape == found.stored != picture.shape:  # drawn before pixels were made square
+        known = np.asarray(Image.fromarray(known).resize(picture.shape[::-1], Image.Resampling.NEAREST))
     if known.shape != picture.shape:
         raise ct.ReadError(mask, f"is a mask of {known.shape} pixels for a slice of {picture.shape}",
                            f"Give the mask of {path}")
@@ -262,7 +267,7 @@ def _study(path, index, mask, image_size, asked):
         picture, body, lung = read(path, index, mask)
         image, seen_lung = harmonise.harmonise(picture, image_size, lung)
         facts = [sha256_once(path), similarity.perceptual_hash(picture),
-                 *shortcuts.file_facts(path), *picture.shape, float(lung.mean())]
+                 *shortcuts.file_facts(path), *picture.shape, float(lung.mean()), ct.remark(path, index)]
         seen = shortcuts.features(picture, body, lung, image, seen_lung) if asked else None
         return image, facts, similarity.thumbnail(picture), seen
     except (ct.ReadError, FileNotFoundError) as error:
@@ -279,9 +284,10 @@ def _one_per_file(problems):
 
 
 def _note_doubtful(source, facts):
-    doubts = {"show no lung that is found": facts.lung == 0,
-              "are pictures of more than 8 bits, without HU and scaled by their own range": facts["mode"].str[:1].isin(
-                  ["I", "F"])}
+    kinds = facts.remark.str.replace(r"-?[\d.]+", "#", regex=True)  # the same doubt with other numbers
+    doubts = {"show no lung that is found": facts.lung == 0}
+    doubts |= {f"have doubtful values ({facts.remark[kinds == kind].iloc[0]})": kinds == kind
+               for kind in sorted(set(kinds) - {""})}
     notes = []
     for what, found in doubts.items():
         paths = source.manifest.path[found.to_numpy()]

@@ -58,7 +58,7 @@ def lung_fraction(image):
 
 def read_mask(path, slice_index=0):
     """bool (H, W): a mask drawn elsewhere, in any format of ct.read_slice; above 0 is lung. Raises ct.ReadError."""
-    return ct.read_slice(path, slice_index, window=None) > 0
+    return ct.read_mask(path, slice_index)
 
 
 def _full(mask, shape):

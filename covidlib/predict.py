@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from covidlib import answers, calibration, ct, doubts, export, harmonise, intake, runs
+from covidlib import answers, calibration, ct, doubts, export, harmonise, lungs, runs, scans
 from covidlib.files import write_atomically
 
 NOTICE = "Research software, not for diagnosis."
@@ -76,26 +76,45 @@ def weights_file(model_path):
 def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All slices under a file or folder: `(path, patient, slice_index)`, and `(path, error)` for unreadable files.
 
-    Paths are relative to the folder; the patient is the folder a file lies in. Volumes give a row per slice. Links
+    Paths are relative to the folder; the patient is the folder a file lies in. Volumes and series give a row per slice,
+    from the feet up, as scans.find reads them; of a series that is turned to axial, the path is its first file's. Links
     that lead out of the folder are not followed, but listed: they may lead to what nobody wants on a sheet.
     """
+    slices, errors = _find(input_path)
+    return pd.DataFrame([row for _, _, row in slices], columns=["path", "patient", "slice_index"]), errors
+
+
+def pictures(input_path, rows):
+    """uint8 (H, W) of every row (a mapping with path and slice_index) of `find_slices`, in the lung window."""
+    slices, _ = _find(input_path)
+    places = {(row["path"], row["slice_index"]): (scan, number) for scan, number, row in slices}
+    chosen = [places[row["path"], row["slice_index"]] for row in rows]
+    return [scan.picture(number) for scan, number in chosen]
+
+
+def _find(input_path):
+    """([(scan, number within it, its row), ...], errors as in `find_slices`)."""
     top = Path(input_path)
     if not top.exists():
         raise FileNotFoundError(f"no such file or folder. Received: input_path={input_path}")
-    files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
-    root = top.parent if top.is_file() else top
-    slices, errors = [], []
-    for file in files:
-        name = file.relative_to(root)
-        if file != top and not file.resolve().is_relative_to(root.resolve()):
-            errors.append((name.as_posix(), "is a link that leads out of the folder. Put the file itself there"))
-            continue
-        try:
-            slices += [(name.as_posix(), name.parent.as_posix(), index) for index in range(ct.count_slices(file))]
-        except ct.ReadError as error:
-            errors.append((name.as_posix(), str(error)))
-    return (pd.DataFrame(slices, columns=["path", "patient", "slice_index"]),
-            pd.DataFrame(errors, columns=["path", "error"]))
+    root = _root(top)
+    try:
+        found, problems = scans.find(top, limit=None) if top.is_dir() else ([scans.of_file(top)], [])
+    except ct.ReadError as error:
+        found, problems = [], [error]
+    slices = []
+    for scan in found:
+        for number, (file, index) in enumerate(scan.slices):
+            name = Path(file).relative_to(root)
+            slices.append((scan, number, {"path": name.as_posix(), "patient": name.parent.as_posix(),
+                                          "slice_index": index}))
+    errors = [(Path(problem.path).relative_to(root).as_posix(), f"{problem.what}. {problem.mend}.")
+              for problem in problems]
+    return slices, pd.DataFrame(errors, columns=["path", "error"])
+
+
+def _root(input_path):
+    return Path(input_path) if Path(input_path).is_dir() else Path(input_path).parent
 
 
 def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.DataFrame:
@@ -110,25 +129,28 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
 
     model, classes = load(model_path)
     known, size = known_of(model_path), model.input_shape[1]
-    slices, errors = find_slices(input_path)
-    root = Path(input_path).parent if Path(input_path).is_file() else Path(input_path)
+    slices, errors = _find(input_path)
     rows, faults, pictures = [], errors.to_dict("records"), {}
     of_file = functools.lru_cache(maxsize=1)(doubts.of_file)
     progress = tqdm(range(0, len(slices), batch_size), desc="slices", disable=None)
     for start in progress:
         images, kept = [], []
-        for row in slices.iloc[start:start + batch_size].to_dict("records"):
-            path = root / row["path"]
+        for scan, number, row in slices[start:start + batch_size]:
             try:
-                picture, body, lungs = intake.read(path, row["slice_index"])
+                picture = scan.picture(number)
             except ct.ReadError as error:
-                faults.append({"path": row["path"], "error": str(error)})
+                faults.append({"path": row["path"], "error": f"{error.what}. {error.mend}."})
                 continue
-            images.append(harmonise.harmonise(picture, size, lungs)[0])
-            found = [*of_file(path), *doubts.of_slice(picture, lungs, body, images[-1], known.typical)]
-            kept.append(row | {"lung": bool(lungs.any()), "doubts": " ".join(found)})
+            body, lung = lungs.segment(picture)
+            images.append(harmonise.harmonise(picture, size, lung)[0])
+            found = [*of_file(*scan.source(number)), *doubts.of_slice(picture, lung, body, images[-1], known.typical)]
+            kept.append(row | {"lung": bool(lung.any()), "doubts": " ".join(found)})
         if not images:
             continue
+        if start + batch_size < len(slices):
+            for scan in {id(scan): scan for scan, _, _ in slices[start:start + batch_size]}.values():
+                if scan is not slices[start + batch_size][0]:
+                    scan.forget()
         probabilities = _ask(model, np.stack(images))
         if known.temperature:
             probabilities = calibration.scale(probabilities, known.temperature)
@@ -145,7 +167,8 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     predictions = pd.DataFrame(rows)
     patients = by_patient(predictions, classes)
     sheet = _sheet(patients, pd.DataFrame(faults, columns=["path", "error"]),
-                   {patient: image for patient, (_, image) in pictures.items()}, _told(model, known))
+                   {patient: image for patient, (_, image) in pictures.items()}, _told(model, known),
+                   {note: None for scan, _, _ in slices for note in scan.notes})
     _write(output_dir, predictions, patients, pd.DataFrame(faults, columns=["path", "error"]), sheet)
     return predictions
 
@@ -190,7 +213,7 @@ def _write(output_dir, predictions, patients, errors, sheet):
         write_atomically(Path(output_dir, name), text)
 
 
-def _sheet(patients, errors, images, told) -> str:
+def _sheet(patients, errors, images, told, notes) -> str:
     """One HTML page without links: a row and a picture per patient, then the files that could not be read."""
     from PIL import Image
 
@@ -207,5 +230,5 @@ def _sheet(patients, errors, images, told) -> str:
             "<style>body{font:16px system-ui;margin:2rem}td,th{padding:.3rem .8rem;text-align:left}</style>"
             f"<h1>Predictions</h1><p><strong>{NOTICE}</strong></p><p>{html.escape(told)} "
             "Doubtful: slices unlike those it was trained on; predictions.csv says in what.</p>"
-            f"{table.to_html(index=False, escape=False)}"
+            f"{table.to_html(index=False, escape=False)}{''.join(f'<p>{html.escape(note)}</p>' for note in notes)}"
             f"<h2>Files that could not be read: {len(errors)}</h2>{errors.to_html(index=False)}</html>")

@@ -5,6 +5,8 @@ at the output path when a cell fails. `execute` refuses the first and hides the 
 is the same check inside the notebook, for those who call papermill itself or edit the cell by hand.
 
     python -m covidlib.run notebooks/03_training.ipynb out.ipynb -p epochs 2 -p variant improved
+
+A value is read as its parameter's annotation says, and not guessed at: a text is what was typed, `010` is ten.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import json
 import os
 import re
 import sys
@@ -21,6 +24,7 @@ from pathlib import Path
 from covidlib.files import require_writable
 
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def check(given: dict, declared: dict[str, str], notebook: str = "this notebook") -> None:
@@ -42,6 +46,77 @@ def check(given: dict, declared: dict[str, str], notebook: str = "this notebook"
             raise TypeError(f"{name} must be of type {declared[name]}. Received: {name}={value!r}")
 
 
+def parse(text: str, kind: str):
+    """The value of type `kind` (an annotation's name) that `text` spells; `text` itself where it spells none.
+
+    The entries of a list are JSON, or else texts: [27, 6, 27], ["a, b", "c"], [resnet50, no].
+    """
+    try:
+        if kind in ("int", "float"):
+            return {"int": int, "float": float}[kind](text)
+        if kind == "bool":
+            return _WORDS[text.strip().lower()]
+        if kind == "list":
+            return _entries(text.strip())
+    except (KeyError, ValueError):
+        pass
+    return text
+
+
+def _entries(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        if not (text.startswith("[") and text.endswith("]")):
+            raise
+    return [_entry(entry) for entry in map(str.strip, text[1:-1].split(",")) if entry]
+
+
+def _entry(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def read_file(path, declared: dict[str, str]) -> dict:
+    """Parameters of a YAML or JSON file: none of an empty one; plain values are read as in `parse`.
+
+    ValueError for a file that is no mapping of names to values, or names one twice.
+    """
+    import yaml
+
+    text = Path(path).read_text(encoding="utf-8-sig")
+    try:  # YAML's parser takes most of JSON, not its pairs of surrogates
+        return {name: parse(value, declared.get(name, "")) if isinstance(value, str) else value
+                for name, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        document = yaml.compose(text)
+    if document is None:
+        return {}
+    if not isinstance(document, yaml.MappingNode):
+        raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: {document.tag}")
+    names = [key.value for key, _ in document.value]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{path} names a parameter twice. Received: {', '.join(sorted(twice))}")
+    return {key.value: _from_node(node, declared.get(key.value, "str")) for key, node in document.value}
+
+
+def _from_node(node, kind):
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        plain = node.style is None
+        if plain and node.value.lower() in ("null", "~"):
+            return None
+        return parse(node.value, kind) if plain or kind in ("int", "float", "bool") else node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [one.value if one.style else _entry(one.value) if isinstance(one, yaml.ScalarNode)
+                else _from_node(one, "list") for one in node.value]
+    return {key.value: _from_node(value, "str") for key, value in node.value}
+
+
 def strict(scope: dict) -> dict:
     """Check a notebook's own parameters; call it as `parameters = strict(globals())`.
 
@@ -61,6 +136,16 @@ def strict(scope: dict) -> dict:
     return parameters
 
 
+def declaration(notebook) -> dict[str, str]:
+    """Names of a notebook's parameters and of their annotations. Raises FileNotFoundError."""
+    import papermill
+
+    if not Path(notebook).is_file():
+        raise FileNotFoundError(f"no notebook at {notebook}. Run from the repository's root.")
+    return {name: entry["inferred_type_name"].split(".")[-1]
+            for name, entry in papermill.inspect_notebook(str(notebook)).items()}
+
+
 def execute(notebook, output, parameters: dict) -> Path:
     """Run `notebook` with `parameters`, its own folder as working directory, and write it to `output`.
 
@@ -71,10 +156,7 @@ def execute(notebook, output, parameters: dict) -> Path:
     import papermill
 
     notebook, output = Path(notebook), Path(output)
-    if not notebook.is_file():
-        raise FileNotFoundError(f"no notebook at {notebook}. Run from the repository's root.")
-    declared = {name: entry["inferred_type_name"].split(".")[-1]
-                for name, entry in papermill.inspect_notebook(str(notebook)).items()}
+    declared = declaration(notebook)
     check(parameters, declared, notebook.name)
     if output.is_dir():
         raise ValueError(f"a notebook is written to a file, and this is a folder. Received: output={output}")
@@ -113,18 +195,19 @@ def _kernel_manager(sockets):
 
 
 def main(arguments=None) -> int:
-    """Command line: see the module's docstring. Values are read as YAML, so `[27, 6, 27]` is a list."""
+    """Command line: see the module's docstring."""
     import yaml
 
     parser = argparse.ArgumentParser(prog="python -m covidlib.run", description=__doc__.split("\n")[0])
     parser.add_argument("notebook")
     parser.add_argument("output")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("-f", metavar="YAML", help="file of parameters; -p goes before it")
+    parser.add_argument("-f", metavar="FILE", help="parameters as YAML or JSON; -p goes before it")
     options = parser.parse_args(arguments)
     try:
-        parameters = yaml.safe_load(Path(options.f).read_text(encoding="utf-8")) if options.f else {}
-        parameters |= {name: yaml.safe_load(value) for name, value in options.p}
+        declared = declaration(options.notebook)
+        parameters = read_file(options.f, declared) if options.f else {}
+        parameters |= {name: parse(value, declared.get(name, "")) for name, value in options.p}
         print(execute(options.notebook, options.output, parameters))
     except (FileNotFoundError, PermissionError, ValueError, TypeError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from covidlib import ct, volumes
-from covidlib.ct import ReadError
+from covidlib.ct import NoImage, ReadError
+from covidlib.datasets import listing, natural
 from covidlib.formats import dicom
 
 MAX_BYTES = 1_000_000_000  # of all files together, unpacked
@@ -87,6 +88,10 @@ class Scan:
             return self._volume[index]
         return (ct.read_hu if self.is_hu else ct.read_slice)(*self.slices[index])
 
+    def source(self, index):
+        """(file, slice within it) whose values slice `index` holds; of a series that was turned, its first."""
+        return (self.turned[0], 0) if self.turned else self.slices[index]
+
     def forget(self):
         """Let go of what was read; it is read again when it is asked for."""
         with self._lock:
@@ -99,17 +104,19 @@ class Scan:
         return ct.apply_window(values, window) if self.is_hu else values
 
 
-def find(root):
+def find(root, limit=MAX_FILES):
     """(list of Scan, list of ReadErrors) in a folder: series, volumes, and the pictures of a folder as one scan.
 
-    Titles are paths relative to `root`. Raises ValueError where there are more than MAX_FILES files.
+    Titles are paths relative to `root`. What listing.find passes over is not looked at, and what goes with the export
+    of a scanner (NoImage.companion) is not told. Raises ValueError where there are more than `limit` files, None for
+    any number.
     """
     root = Path(root)
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-    if len(files) > MAX_FILES:
-        raise ValueError(f"at most {MAX_FILES} files can be looked at together. Received: {len(files)} files")
-    kinds, problems = {}, []
-    for file in files:
+    paths, problems = listing.find(root, ".")
+    if limit is not None and len(paths) > limit:
+        raise ValueError(f"at most {limit} files can be looked at together. Received: {len(paths)} files")
+    kinds = {}
+    for file in (root / path for path in paths):
         try:
             kinds.setdefault(ct.sniff(file), []).append(file)
         except ReadError as error:
@@ -119,15 +126,19 @@ def find(root):
     scans = []
     for one in series:
         problems += one.problems
-        scans.append(_of_series(one, root))
+        try:
+            scans.append(_of_series(one, root))
+        except ReadError as error:
+            problems.append(error)
     for file in kinds.pop("nifti", []):
         try:
-            count = ct.count_slices(file)
-            scans.append(Scan(_name(file, root), [(file, index) for index in range(count)]))
+            scans.append(Scan(_name(file, root), [(file, index) for index in ct.slice_order(file)]))
         except ReadError as error:
             problems.append(error)
     pictures, problems_of_pictures = _pictures([file for group in kinds.values() for file in group], root)
-    return sorted(scans + pictures, key=lambda scan: scan.title), problems + problems_of_pictures
+    told = [problem for problem in problems + problems_of_pictures
+            if not (isinstance(problem, NoImage) and problem.companion)]
+    return sorted(scans + pictures, key=lambda scan: natural(scan.title)), told
 
 
 def _name(path, root):
@@ -137,9 +148,8 @@ def _name(path, root):
 def _of_series(series, root):
     first = dicom.header(series.files[0], list(TOLD))
     facts = {told: str(value) for tag, told in TOLD.items() if (value := first.get(tag)) not in (None, "")}
-    slices = [(file, index) for file, header in zip(series.files, series.headers, strict=True)
-              for index in range(int(header.get("NumberOfFrames") or 1))]
-    turned = [] if series.axial else series.files
+    series.require_plane(volumes.TURNED)
+    slices, turned = series.slices, [] if series.axial else series.files
     if turned:  # what was across or down the stored slices is now along the body
         down = abs(series.axes[5]) > abs(series.axes[2])
         slices = [(turned[0], index) for index in range(series.headers[0].Rows if down else series.headers[0].Columns)]
@@ -150,9 +160,9 @@ def _of_series(series, root):
 
 def _pictures(files, root):
     folders, problems = {}, []
-    for file in sorted(files):
+    for file in sorted(files, key=natural):
         try:
-            slices = [(file, index) for index in range(ct.count_slices(file))]
+            slices = [(file, index) for index in ct.slice_order(file)]
             folders.setdefault(file.parent, []).extend(slices)
         except ReadError as error:
             problems.append(error)
@@ -217,8 +227,7 @@ def of_file(path):
         if strays:
             raise strays[0]
         return _of_series(series[0], path.parent)
-    count = ct.count_slices(path)
-    return Scan(path.name, [(path, index) for index in range(count)])
+    return Scan(path.name, [(path, index) for index in ct.slice_order(path)])
 
 
 def summary(probabilities, numbers, names, classes):

@@ -14,12 +14,16 @@ from scipy import ndimage
 
 from covidlib import ct
 from covidlib.formats import NotASlice, ReadError, dicom, reading
+from covidlib.formats.values import square_pixels
 
 SAME_PLACE = 0.01  # mm
 GAP = 1.5  # times the usual distance
-_TAGS = ["SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType", "SamplesPerPixel", "Rows",
-         "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation",
-         "InstanceNumber", "PixelSpacing", "PixelRepresentation", "RescaleIntercept", "PatientID",
+TURNED = 10  # slices of a series that was not stored axial, from which on axial ones are cut from it
+_TILTED = 1.0  # degrees
+_TAGS = ["SeriesInstanceUID", "SeriesDescription", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType",
+         "SamplesPerPixel", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
+         "SliceLocation", "InstanceNumber", "PixelSpacing", "PixelAspectRatio", "PixelRepresentation",
+         "RescaleIntercept", "GantryDetectorTilt", "PatientID", "DirectoryRecordSequence",
          "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
 
 
@@ -46,11 +50,32 @@ class Series:
         return self.axes is None or dicom.is_axial(self.axes)
 
     @property
+    def slices(self):
+        """[(file, frame), ...] in the order of the body, see dicom.order. Raises ReadError."""
+        found = [(file, frame, header) for file, header in zip(self.files, self.headers, strict=True)
+                 for frame in dicom.order(header, file)]
+        if len(found) > len(self.files) > 1 and self.axes is not None:  # parts of one scan, of many frames each
+            found.sort(key=lambda one: _height(one[2], one[1], self.axes))
+        return [(file, frame) for file, frame, _ in found]
+
+    @property
     def spacing(self):
-        """Millimetres between slices, rows and columns, each None where it is unknown."""
-        steps = [] if self.positions is None else np.diff(self.positions)
+        """Millimetres between slices, rows and columns, each None where it is unknown. Raises ReadError."""
+        positions = self.positions
+        if self.axes is not None and len(self.files) == 1:
+            positions = [_height(self.headers[0], frame, self.axes) for _, frame in self.slices]
+        steps = [] if positions is None else np.diff(positions)
         rows, columns = dicom.pixel_spacing(self.headers[0]) or (None, None)
         return float(np.median(steps)) if len(steps) else None, rows, columns
+
+    def require_plane(self, least=None):
+        """ReadError unless its slices are axial, or at least `least` of them, so that axial ones can be cut."""
+        if self.axial or (least is not None and len(self.slices) >= least):
+            return
+        count = len(self.slices)
+        what = f"is the first of {count} slices that are not axial" if count > 1 else "is a slice that is not axial"
+        raise ReadError(self.files[0], what,
+                        "Convert the whole series to one NIfTI file, which is read in any orientation")
 
 
 def group_series(files, together=True):
@@ -66,25 +91,36 @@ def group_series(files, together=True):
                 dicom.check_slice(header, file)
                 list(header), _order("", [(file, header)]).spacing  # what is damaged shows itself here, with its file
             uid = str(header.get("SeriesInstanceUID") or "")
-            groups.setdefault((uid, None if uid or together else file), []).append((file, header))
+            whose = str(header.get("PatientID") or "")  # some anonymisers give several patients one UID
+            groups.setdefault((uid, whose, None if uid or together else file), []).append((file, header))
         except ReadError as error:
             strays.append(error)
-    return [_order(uid, members) for (uid, _), members in groups.items()], strays
+    return [_order(uid, members) for (uid, *_), members in groups.items()], strays
 
 
 def read_volume(path):
     """float32 (D, H, W) in HU of a NIfTI file, a multi-frame DICOM file, or one DICOM series (a folder or a list).
 
-    Axial slices from the feet up, anterior on top, the patient's right on the left, also where it was stored coronal
-    or sagittal. ReadError where the slices are not one series, one is double, damaged, of another size or plane, or
-    nothing says its place. Localisers and files that are not DICOM are passed over.
+    Axial slices from the feet up, anterior on top, the patient's right on the left, pixels square, also where it was
+    stored coronal or sagittal. ReadError where the slices are not one series, one is double, damaged, of another size
+    or plane, or nothing says its place. Localisers and files that are not DICOM are passed over.
     """
     if isinstance(path, (str, Path)) and not Path(path).is_dir():
-        return _read_file(Path(path))
+        if ct.sniff(path) != "dicom":
+            return _stack([(path, index) for index in ct.slice_order(path)])
+        path = [Path(path)]
     series = one_series(path)
-    if series.positions is None and "InstanceNumber" not in series.headers[0]:
+    if len(series.files) > 1 and series.positions is None and "InstanceNumber" not in series.headers[0]:
         raise ReadError(series.files[0], "says nothing of its place in the series", "Order the slices in a manifest")
-    return _stack([(file, 0) for file in series.files], series.axes)
+    if series.axial:
+        return _stack(series.slices)
+    turn, spacing = _turn(series.axes), series.spacing
+    volume = _stack(series.slices, square=False)
+    volume = nibabel.orientations.apply_orientation(volume.transpose(2, 1, 0), turn).T
+    place = {int(axis): spacing[k] for k, axis in zip((2, 1, 0), turn[:, 0], strict=True)}
+    if None in (place[0], place[1]):
+        return np.ascontiguousarray(volume)
+    return np.stack([square_pixels(one, (place[1], place[0])) for one in volume])
 
 
 def one_series(path):
@@ -139,7 +175,7 @@ def _order(uid, members):
         axes = dicom.place(members[0][1])[1]
     members, positions = _sorted(members, axes)
     series = Series(uid, *map(list, zip(*members, strict=True)), positions, axes, problems)
-    return _note_gaps(_drop_doubles(series))
+    return _note_tilt(_note_gaps(_drop_doubles(series)))
 
 
 def _same(members, key, what):
@@ -158,7 +194,7 @@ def _odd_size(found, usual):
 def _sorted(members, axes):
     """(members from the feet up, millimetres or None): by place, SliceLocation or InstanceNumber, else as given."""
     if axes is not None:
-        numbers = [dicom.place(header)[0] @ _normal(axes) for _, header in members]
+        numbers = [_height(header, 0, axes) for _, header in members]
         return _by(numbers, members)
     for keyword in ("SliceLocation", "InstanceNumber"):
         numbers = [header.get(keyword) for _, header in members]
@@ -214,39 +250,41 @@ def _note_gaps(series):
     return replace(series, notes=[*series.notes, note])
 
 
-def _read_file(path):
-    if ct.sniff(path) == "dicom":
-        with reading(path):
-            header = dicom.header(path)
-            places = [dicom.place(header, index) for index in range(dicom.count(path))]
-            axes = None if any(found is None for found in places) else places[0][1]
-            order = range(len(places))
-            if axes is not None and len({tuple(np.round(found[1], 2)) for found in places}) == 1:
-                order = np.argsort([origin @ _normal(axes) for origin, _ in places], kind="stable")
-        return _stack([(path, int(index)) for index in order], axes)
-    return _stack([(path, index) for index in range(ct.count_slices(path))], None)
+def _note_tilt(series):
+    """With a note where slices are not stacked along their normal, or the header says that the gantry was tilted."""
+    degrees = dicom.tilt(series.headers[0])
+    if series.axes is not None and len(series.files) > 1:
+        along = dicom.place(series.headers[-1])[0] - dicom.place(series.headers[0])[0]
+        if np.linalg.norm(along) > SAME_PLACE:
+            cosine = abs(along @ dicom.normal(series.axes)) / np.linalg.norm(along)
+            degrees = max(degrees, float(np.degrees(np.arccos(min(1.0, cosine)))))
+    if degrees < _TILTED:
+        return series
+    note = (f"The gantry was tilted by {degrees:.0f} degrees for the series in {series.files[0].parent.name}: its "
+            "slices are sheared against one another, and not axial by as much.")
+    return replace(series, notes=[*series.notes, note])
 
 
-def _stack(slices, axes):
-    """float32 (D, H, W) of (file, slice index) in the order of the body; turned to axial where it is not."""
+def _stack(slices, square=True):
+    """float32 (D, H, W) of (file, slice index) in the order given; `square`: with square pixels."""
     volume = None
     for n, (file, index) in enumerate(slices):
-        values = ct.read_hu(file, index)
+        values = ct.read_hu(file, index, square)
         if volume is None:
             volume = np.empty((len(slices), *values.shape), np.float32)
         if values.shape != volume.shape[1:]:
             raise ReadError(file, f"has {values.shape} pixels, the rest of its series {volume.shape[1:]}")
         volume[n] = values
-    if axes is None or dicom.is_axial(axes):
-        return volume
-    across, down = axes[:3], axes[3:]
-    affine = np.eye(4)  # columns, rows and slices to the patient's left, back and head
-    affine[:3, :3] = np.stack([across, down, _normal(axes)], axis=1)
-    turn = nibabel.orientations.io_orientation(affine)
-    return np.ascontiguousarray(nibabel.orientations.apply_orientation(volume.transpose(2, 1, 0), turn).T)
+    return volume
 
 
-def _normal(axes):
-    """The slices' normal, along which positions grow: towards the head, or where they are not axial left or back."""
-    normal = np.cross(axes[:3], axes[3:])
-    return normal * np.sign(normal[np.argmax(np.abs(normal))])
+def _turn(axes):
+    """nibabel's orientation of columns, rows and slices: what makes them left, back and head."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([axes[:3], axes[3:], dicom.normal(axes)], axis=1)
+    return nibabel.orientations.io_orientation(affine)
+
+
+def _height(header, frame, axes):
+    """Millimetres along the slices' normal."""
+    return float(dicom.place(header, frame)[0] @ dicom.normal(axes))

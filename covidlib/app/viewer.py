@@ -286,10 +286,9 @@ class Viewer:
         shown = scan.picture(index, (self.centre.value, self.width.value))
         seen = Seen(scan.picture(index))
         about = f"slice {index + 1} of {len(scan)} of {scan.title}"
-        path = scan.slices[index][0]
-        known = self.file_doubts
+        path, known = scan.source(index), self.file_doubts
         if path not in known:
-            known[path] = doubts.of_file(path)
+            known[path] = doubts.of_file(*path)
         for panel, network in zip(self.panels, [*asked, None, None], strict=False):
             if network is None and (asked or panel is not self.panels[0]):
                 panel.hide()

@@ -1,7 +1,9 @@
 """Data sets as manifests: one row per slice, paths relative to the set's own folder."""
 
+import csv
 import hashlib
 import importlib
+import io
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,8 @@ from covidlib.files import sha256, write_atomically
 
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+         "testing": "test"}  # what people call them, in small letters
 PHANTOM_SLICES = (27, 6, 27)
 NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "sarscov2-ct-multiclass", "covidx-ct", "covid-ct-md",
          "covid-ctset", "composition")
@@ -184,22 +188,54 @@ def read_manifest(path):
 
 
 def read_table(path):
-    """A CSV with at least the columns path and label, all texts, without blanks around names and labels.
+    """A CSV with at least the columns path and label, all texts, without blanks around labels, see read_csv.
 
-    ValueError naming the file for another encoding, no rows, or columns that are missing or spelled otherwise.
+    ValueError naming the file for no rows, or columns that are missing or spelled otherwise.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} cannot be read as a CSV ({error}). Save it as CSV in UTF-8, a row for each "
-                         "slice.") from error
-    table.columns = table.columns.str.strip()
+    table = read_csv(path)
     alike = [name for name in table.columns if name not in _KNOWN and name.lower() in _KNOWN]
     if {"path", "label"} - set(table.columns) or alike or not len(table):
         raise ValueError(f"{path} needs columns path,label (and may have {','.join(_KNOWN[2:])}), in small letters, "
                          f"and at least one row. Received: columns={list(table.columns)}, rows={len(table)}")
     table["label"] = table.label.str.strip()
+    if "split" in table:
+        table["split"] = table.split.map(lambda name: PARTS.get(name.strip().lower(), name.strip()))
     return table
+
+
+def read_csv(path):
+    """A CSV as people have it, all texts: with or without a BOM, with commas, semicolons or tabs, with empty rows.
+
+    ValueError naming the file, and the line where there is one: for another encoding, a row with more fields than the
+    header has names, or a name that stands twice.
+    """
+    data = Path(path).read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+        header = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
+        if header.lower().startswith("sep="):  # a hint to Excel
+            text = text.split("\n", 1)[1]
+            header = text.split("\n", 1)[0]
+        delimiter = max(",;\t", key=header.count)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = [(rows.line_num, row) for row in rows if any(field.strip() for field in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a CSV ({error}). Save it as CSV in UTF-8, a row for each "
+                         "slice.") from error
+    if not lines:
+        raise ValueError(f"{path} cannot be read as a CSV (it is empty). It needs a row for each slice.")
+    names = [name.strip() for name in lines[0][1]]
+    while names and not names[-1]:
+        names.pop()
+    for number, row in lines[1:]:
+        if any(field.strip() for field in row[len(names):]):
+            raise ValueError(f"{path}, line {number} has {len(row)} fields where the header has {len(names)}: put "
+                             f"names that hold a {delimiter!r} in double quotes. Received: {delimiter.join(row)[:120]}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path} has a column twice. Received: columns={names}")
+    width = len(names)
+    return pd.DataFrame([(row + [""] * width)[:width] for _, row in lines[1:]], columns=names, dtype=str)
 
 
 def inside(root, relative):
@@ -243,10 +279,13 @@ def _complete(table, dataset):
     for column in COLUMNS:
         if column not in table:
             table[column] = 0 if column == "slice_index" else dataset if column == "source" else ""
-    try:
-        table["slice_index"] = table.slice_index.replace("", 0).astype(int)
-    except ValueError as error:
-        raise ValueError(f"slice_index must be a whole number in every row ({error}).") from error
+    numbers = pd.to_numeric(table.slice_index.replace("", 0), errors="coerce")
+    odd = ~(numbers.abs() < 2**31) | (numbers % 1 != 0)
+    if odd.any():
+        first = odd.idxmax()
+        raise ValueError("slice_index must be a whole number in every row. Received: "
+                         f"slice_index={table.slice_index[first]!r} in row {first + 1}, {table.path[first]}")
+    table["slice_index"] = numbers.astype(int)
     texts = [column for column in COLUMNS if column != "slice_index"]
     table[texts] = table[texts].fillna("").astype(str)
     wrong = set(table.split) - {"", *SPLITS}

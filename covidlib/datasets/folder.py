@@ -1,22 +1,22 @@
 """Your own slices: a folder per class, or a manifest.csv that lists them.
 
-`<class>/...`, or `train|val|test/<class>/...` for a split of your own. A folder inside a class is a
+`<class>/...`, or `train|val|test/<class>/...` for a split of your own, in capitals too. A folder inside a class is a
 patient, and so is a volume; DICOM files that lie loose in a class are grouped by their PatientID (of
 which only a hash is kept). Volumes (NIfTI, multi-page TIFF, multi-frame DICOM) and DICOM series become
 their slices, see slices.expand.
 """
 
 import hashlib
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
 
-from covidlib.ct import ReadError
-from covidlib.datasets import SPLITS, listing, natural, read_table, slices
+from covidlib.ct import NoImage, ReadError
+from covidlib.datasets import PARTS, listing, natural, read_table, slices
 from covidlib.files import sha256
 
 ORDER = ("covid", "viral", "cap", "normal", "non_covid")
-_PASSED_OVER = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".pdf", ".doc", ".docx", ".xls", ".xlsx"}
 _LAYOUT = "It should hold one folder of images per class, or a manifest.csv with columns path,label"
 
 
@@ -28,8 +28,11 @@ def load(root):
     class folders. ValueError or FileNotFoundError where the folder has fewer than two classes or a class holds no file.
     """
     root = Path(root)
-    table, problems, notes = _from_csv(root) if (root / "manifest.csv").is_file() else _from_folders(root)
+    listed = (root / "manifest.csv").is_file()
+    table, problems, passed_over = _from_csv(root) if listed else _from_folders(root)
+    notes = []
     classes = sorted(set(table.label), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    _refuse_twins(root, classes)
     if len(classes) < 2:
         raise ValueError(f"{root} needs at least two classes. {_LAYOUT}. Received: classes={classes}")
     table = table[table.path != ""]
@@ -37,7 +40,12 @@ def load(root):
     if whole.any():
         expanded, found, said = slices.expand(root, table[whole].drop(columns="slice_index", errors="ignore"))
         table = pd.concat([expanded, table[~whole]]) if not whole.all() else expanded
+        if not listed:  # a file that somebody listed is meant to be one
+            passed_over += sum(isinstance(problem, NoImage) for problem in found)
+            found = [problem for problem in found if not isinstance(problem, NoImage)]
         problems, notes = problems + found, notes + said
+    if passed_over:
+        notes = [f"{passed_over} files are no images and were passed over.", *notes]
     twins = _under_two_labels(root, table)
     table = table[~table.path.isin([problem.path.relative_to(root).as_posix() for problem in twins])]
     return table.reset_index(drop=True), tuple(classes), notes, problems + twins
@@ -50,35 +58,37 @@ def _from_csv(root):
     problems = [ReadError(root / path, "has no label in manifest.csv", "Give it one") for path in unlabelled]
     table = table[~table.path.isin(unlabelled)]
     found = listing.find(root, ".")
+    table["path"] = listing.as_found(table.path, found[0])
     usable, settled = listing.settle(root, table[["path", "label", "split"]], found, "manifest.csv")
     listed = {str(root / path) for path in table.path}
     problems += [problem for problem in settled if str(problem.path) in listed]
     keep = table.path.isin(usable.path)
     if "mask" in table:
+        table["mask"] = listing.as_found(table["mask"], found[0])
         lost = keep & (table["mask"] != "") & ~table["mask"].isin(found[0])
         problems += [ReadError(root / mask, "is listed in manifest.csv as a mask and is no file within data_root",
                                "Mend manifest.csv") for mask in table["mask"][lost].unique()]
         keep &= ~lost
     table["path"] = table.path.where(keep, "")  # an unusable file still says that its class exists
     alike = ["path", "slice_index"] if "slice_index" in table else ["path"]
-    return table[~table.duplicated(alike) | ~keep], problems, []
+    return table[~table.duplicated(alike) | ~keep], problems, 0
 
 
 def _from_folders(root):
     folders = _visible_folders(root)
-    parts = [folder for folder in folders if folder.name in SPLITS]
+    parts = [folder for folder in folders if folder.name.lower() in PARTS]
     if parts and len(parts) < len(folders):
-        others = sorted({folder.name for folder in folders} - set(SPLITS))
+        others = sorted(folder.name for folder in folders if folder not in parts)
         raise ValueError(f"{root} mixes train, val, test with other folders. Received: {', '.join(others)}")
     class_folders = [(folder, "") for folder in folders]
     if parts:
-        class_folders = [(folder, part.name) for part in parts for folder in _visible_folders(part)]
+        class_folders = [(folder, PARTS[part.name.lower()]) for part in parts for folder in _visible_folders(part)]
     rows, problems, passed_over = [], [], 0
     for folder, split in class_folders:
         paths, wrong = listing.find(root, folder.relative_to(root).as_posix())
-        images = [path for path in paths if Path(path).suffix.lower() not in _PASSED_OVER]
+        images, others = listing.without_other_files(root, paths)
         problems += wrong
-        passed_over += len(paths) - len(images)
+        passed_over += others
         for path in sorted(images, key=natural):
             inner = Path(path).relative_to(folder.relative_to(root)).parts[:-1]
             patient = f"{folder.name}/{inner[0]}" if inner else ""
@@ -89,8 +99,18 @@ def _from_folders(root):
     if empty or not rows:
         names = ", ".join(sorted(empty)) or "any class"
         raise FileNotFoundError(f"{root} holds no images of {names}. {_LAYOUT}.")
-    notes = [f"{passed_over} files are no images by their name and were passed over."] if passed_over else []
-    return pd.DataFrame(rows), problems, notes
+    return pd.DataFrame(rows), problems, passed_over
+
+
+def _refuse_twins(root, classes):
+    """ValueError for classes whose names differ in case, blanks or the form of their accents alone."""
+    names = {}
+    for name in classes:
+        names.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), []).append(name)
+    twins = [" and ".join(alike) for alike in names.values() if len(alike) > 1]
+    if twins:
+        raise ValueError(f"{root} has classes whose names are spelled in two ways. Give each one name. "
+                         f"Received: {'; '.join(twins)}")
 
 
 def _under_two_labels(root, table):
@@ -116,4 +136,4 @@ def _beginning(file):
 
 
 def _visible_folders(folder):
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not listing.is_left_behind(f.name))

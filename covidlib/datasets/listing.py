@@ -1,18 +1,49 @@
-"""What lies in a data set's folder, and what is wrong with it, before anything is decoded."""
+"""What lies in a folder of images, what of it is passed over, and what is wrong with it, before anything is decoded.
 
+What is passed over is decided here for data sets, scans and predictions alike: hidden files and folders, and what
+operating systems, servers and archives leave behind, without a word; files that are no images (ct.NoImage) are told.
+"""
+
+import fnmatch
 import os
+import posixpath
+import unicodedata
 
 import pandas as pd
 
+from covidlib import ct
 from covidlib.ct import ReadError
 from covidlib.datasets import inside
+
+_LEFT_BEHIND = (".*", "__macosx", "lost+found", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
+                "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
+                "icon\r", "dicomdir", "~$*")
+
+
+def is_left_behind(name):
+    """Whether a file or folder of this name is nobody's data, but left by a system."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _LEFT_BEHIND)
+
+
+def without_other_files(root, paths):
+    """(paths, number passed over): without what is no image, neither by its content nor by its name."""
+    kept = []
+    for path in paths:
+        try:
+            ct.sniff(root / path)
+        except ct.NoImage:
+            continue
+        except ReadError:  # told when it is read
+            pass
+        kept.append(path)
+    return kept, len(paths) - len(kept)
 
 
 def find(root, folder):
     """(paths, problems): usable files in root/folder and below, as paths relative to `root`, sorted.
 
-    Hidden files are passed over, and so are Thumbs.db and desktop.ini. An empty file, a link that leads out of
-    `root` or nowhere and a linked folder is a ReadError each. ValueError where `folder` itself leads out of `root`.
+    What is_left_behind is passed over. An empty file, a link that leads out of `root` or nowhere and a linked folder is
+    a ReadError each. ValueError where `folder` itself leads out of `root`.
     """
     top = inside(root, folder)
     paths, problems, folders = [], [], [(top, "" if str(folder) == "." else f"{folder}/")]
@@ -20,7 +51,7 @@ def find(root, folder):
         place, prefix = folders.pop()
         with os.scandir(place) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name in ("Thumbs.db", "desktop.ini"):
+                if is_left_behind(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append((entry.path, f"{prefix}{entry.name}/"))
@@ -36,12 +67,13 @@ def find(root, folder):
 def settle(root, table, found, where):
     """(rows that can be used, problems) of `table` (path, label, split and more), as listed in the file `where`.
 
-    `found` is what `find` gave. A listed file that is absent, or that stands under two labels or in two parts of
-    the split, is a ReadError and none of its rows is kept; a row that only repeats another is dropped.
+    `found` is what `find` gave. Paths may be written as in Windows, with ./ or in another Unicode form. A listed file
+    that is absent, or that stands under two labels or in two parts of the split, is a ReadError and none of its rows is
+    kept; a row that only repeats another is dropped.
     """
     paths, problems = found
     known = {os.path.relpath(problem.path, root).replace(os.sep, "/") for problem in problems if problem.path}
-    table = table.drop_duplicates(["path", "label", "split"])
+    table = table.assign(path=as_found(table.path, paths)).drop_duplicates(["path", "label", "split"])
     absent = ~table.path.isin(paths)
     twice = table.path.duplicated(keep=False) & ~absent
     missing = [path for path in table.path[absent].unique() if path not in known]
@@ -50,6 +82,19 @@ def settle(root, table, found, where):
         both = " and ".join(sorted({" ".join(filter(None, pair)) for pair in zip(rows.label, rows.split, strict=True)}))
         problems.append(ReadError(root / path, f"is listed in {where} as {both}", "Keep the line that is right"))
     return table[~absent & ~twice].reset_index(drop=True), problems
+
+
+def as_found(listed, paths):
+    """Series of the paths that a list names, as they are spelled in `paths`, where one of them is meant."""
+    known, spelled = set(paths), {}
+    for path in paths:
+        spelled.setdefault(_spelling(path), path)
+    return listed.map(lambda path: path if path in known else spelled.get(_spelling(path), path))
+
+
+def _spelling(path):
+    path = unicodedata.normalize("NFC", path.replace("\\", "/")).strip()
+    return posixpath.normpath(path) if path else path
 
 
 def unlisted(table, found):
@@ -69,7 +114,7 @@ def _wrong(root, entry):
         try:
             inside(root, os.path.relpath(entry.path, root))
         except ValueError:
-            return "is a link that leads out of data_root", "Put the file itself there"
+            return "is a link that leads out of the folder", "Put the file itself there"
         if not os.path.exists(entry.path):
             return "is a link to nothing", "Put the file itself there"
         if entry.is_dir():

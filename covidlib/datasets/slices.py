@@ -29,11 +29,11 @@ def expand(root, table):
             if ct.sniff(file) == "dicom":
                 groups.setdefault((row["label"], row["patient"] or file.parent), {})[file] = row
                 continue
-            count = ct.count_slices(file)
-            if count > 1:
+            slices = [(file, index) for index in ct.slice_order(file)]
+            if len(slices) > 1:
                 row["patient"] = row["patient"] or f"{row['label']}/{file.name}"
-            shown = _with_lung([(file, index) for index in range(count)])
-            left_out += count - len(shown)
+            shown = _with_lung(slices)
+            left_out += len(slices) - len(shown)
             rows += [{**row, **_nifti_spacing(file), "slice_index": index} for _, index in shown]
         except ReadError as error:
             problems.append(error)
@@ -47,18 +47,19 @@ def expand(root, table):
             notes += one.notes
             without_hu += sum(map(dicom.lacks_rescale, one.headers))
             try:
+                one.require_plane()
                 shown = _series_rows(one, group, people, salt)
+                left_out += len(one.slices) - len(shown)
             except ReadError as error:
                 problems.append(error)
                 continue
-            left_out += sum(map(_frames, one.headers)) - len(shown)
             rows += shown
     if left_out:
         notes.append(f"{left_out} slices of volumes and series that show no lung (less than {LUNG_FRACTION:.0%} of the "
                      "body's cross-section) were left out.")
     if without_hu:
         notes.append(f"{without_hu} DICOM files have no rescale tags: their values are taken as Hounsfield units where "
-                     "some are negative, and are else seen through their own range. Export them from the scanner's own "
+                     "they look like it, and are else seen through their own range. Export them from the scanner's own "
                      "DICOM.")
     shared = [sorted(names - {""}) for names in people.values() if len(names - {""}) > 1]
     if shared:
@@ -75,26 +76,21 @@ def expand(root, table):
 
 def _series_rows(series, group, people, salt):
     """Rows of one series; `people`, hash of a PatientID -> names given to it here, grows."""
-    if not series.axial:
-        raise ReadError(series.files[0], f"is the first of {len(series.files)} slices that are not axial",
-                        "Convert the series to one NIfTI file, which is read in any orientation")
     slice_mm, row_mm, column_mm = series.spacing
     facts = {"series": _short_hash(series.uid, salt) if series.uid else None, "slice_mm": slice_mm,
-             "spacing_mm": row_mm if row_mm == column_mm else None}
-    slices, numbers, patients = [], [], []
+             "spacing_mm": min(row_mm, column_mm) if row_mm else None}
+    found = {}  # file -> (patient, slice_index of a file of one slice)
     for n, (file, header) in enumerate(zip(series.files, series.headers, strict=True)):
-        frames = _frames(header)
-        slices += [(file, index) for index in range(frames)]
-        numbers += [n] if frames == 1 else range(frames)
+        frames = int(header.get("NumberOfFrames") or 1)
         name = str(header.get("PatientID") or "")
         if name:
             people.setdefault(_short_hash(name, salt), set()).add(group[file]["patient"])
         alone = f"{group[file]['label']}/{file.name}" if frames > 1 else ""
         loose = f"dicom-{_short_hash(name, salt)}" if name else alone
-        patients += [group[file]["patient"] or loose] * frames
-    shown = set(_with_lung(slices)) if series.uid else set(slices)
-    return [{**group[one[0]], **facts, "patient": patient, "slice_index": number}
-            for one, number, patient in zip(slices, numbers, patients, strict=True) if one in shown]
+        found[file] = group[file]["patient"] or loose, n if frames == 1 else None
+    shown = _with_lung(series.slices) if series.uid else series.slices
+    return [{**group[file], **facts, "patient": found[file][0],
+             "slice_index": frame if found[file][1] is None else found[file][1]} for file, frame in shown]
 
 
 def _with_lung(slices):
@@ -126,11 +122,7 @@ def _nifti_spacing(file):
         return {}
     with reading(file):
         slice_mm, row_mm, column_mm = nifti.spacing(file)
-    return {"slice_mm": slice_mm, "spacing_mm": row_mm if np.isclose(row_mm, column_mm) else None}
-
-
-def _frames(header):
-    return int(header.get("NumberOfFrames") or 1)
+    return {"slice_mm": slice_mm, "spacing_mm": min(row_mm, column_mm)}
 
 
 def _short_hash(text, salt):

@@ -22,7 +22,18 @@ class ReadError(ValueError):
 
 
 class NotASlice(ReadError):
-    """A sound file of something else: a localiser, another modality, a report, a screenshot."""
+    """A sound file of something else: a localiser, another modality, a colour picture."""
+
+
+class NoImage(NotASlice):
+    """A file that lies among images without being one: text, a presentation state, a page of a protocol.
+
+    It may be passed over; where `companion` is true, without a word, since every export of a scanner has such.
+    """
+
+    @property
+    def companion(self):
+        return "file of text" not in self.what
 
 
 @contextmanager
@@ -34,6 +45,8 @@ def reading(path):
         raise
     except Exception as error:
         reason = " ".join(f"{error or type(error).__name__}".split())
+        if isinstance(error, AttributeError) and "issing required element" in reason:
+            raise ReadError(path, f"lacks what its pixels are read by ({reason[:200]})", "Export it again") from error
         raise ReadError(path, f"is damaged or truncated ({reason[:200]})", AGAIN) from error
 
 

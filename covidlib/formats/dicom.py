@@ -8,23 +8,34 @@ import pydicom
 from pydicom.encaps import get_frame
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.pixels.utils import get_j2k_parameters
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
     RLELossless,
 )
 
-from covidlib.formats import AGAIN, MAX_BYTES, NotASlice, ReadError, check_index, check_size, held
+from covidlib.formats import AGAIN, MAX_BYTES, NoImage, NotASlice, ReadError, check_index, check_size, held
 from covidlib.formats.jpeg import check_scans, stated_size
+from covidlib.formats.pictures import grey_of_colours
+from covidlib.formats.values import LUNG, REACH, Decoded, fill_padding, judge
 
-AIR = -1024.0
 MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
+SAME_PLACE = 0.01  # mm
+PIXELS = "PixelData", "FloatPixelData", "DoubleFloatPixelData"
 _NO_SLICE = {"LOCALIZER": "a localiser", "SCOUT": "a localiser", "TOPOGRAM": "a localiser",
              "SCREEN SAVE": "a screenshot"}
+_COMPANIONS = {"PR": "a presentation state", "SR": "a report", "KO": "a selection of key images", "DOC": "a document",
+               "RTSTRUCT": "contours", "RTPLAN": "a plan", "RTRECORD": "a record of treatment", "REG": "a registration",
+               "FID": "fiducials", "RWV": "a table of values", "AU": "a recording", "PLAN": "a plan"}
+_NO_IMAGE = "PresentationState", "MediaStorageDirectory", "RawData"
+_PAGES = "patient protocol", "exam protocol", "protocol page", "dose report", "dose info", "dose summary"
 
 
 def is_bare(path):
@@ -41,37 +52,72 @@ def header(path, tags=None):
     return _dataset(path, stop_before_pixels=True, specific_tags=tags)
 
 
-def count(path):
-    """Frames of the file."""
-    return _frames(header(path), path)
+def slice_order(path):
+    """Indices of the file's frames in the order of `order`."""
+    return order(header(path), path)
 
 
 def read(path, slice_index):
-    """(values (H, W), is_hu, own window): float32 in HU, or stored grey values where the header gives no HU.
+    """Decoded values of a frame: float32 in HU, or stored grey values where they cannot be HU, with a remark why.
 
     Axial slices are turned so that anterior is on top and the patient's right on the left.
     """
     found = held(_dataset, path)
     check_slice(found, path)
-    if found.get("PixelData") is None:
-        raise ReadError(path, "holds no pixel data", "Export the image itself, not its header or DICOMDIR")
+    if not any(name in found for name in PIXELS):
+        raise ReadError(path, "holds no pixel data", "Export the image itself, not its header")
     index = check_index(path, slice_index, _frames(found, path))
-    values, is_hu = _values(found, _pixels(found, path, index), path, index)
-    found_place = place(found, index)
-    values = upright(values, found_place[1]) if found_place else values
-    return values, is_hu, _windows(found) if is_hu else None
+    decoded = _values(found, path, index)
+    found_place, spacing = place(found, index), pixel_spacing(found, index)
+    if not found_place or not is_axial(found_place[1]):
+        return decoded._replace(spacing=spacing)
+    axes = found_place[1]
+    if spacing and abs(axes[1]) > abs(axes[0]):
+        spacing = spacing[::-1]
+    padding = None if decoded.padding is None else upright(decoded.padding, axes)
+    return decoded._replace(values=upright(decoded.values, axes), padding=padding, spacing=spacing)
+
+
+def order(found, path):
+    """Indices of the frames from the feet up; as stored where they do not say their places.
+
+    ReadError where several lie at one place: phases of a heart, or several stacks, which are not one scan.
+    """
+    count = _frames(found, path)
+    places = [place(found, index) for index in range(count)] if count > 1 else [None]
+    if any(one is None for one in places) or len({tuple(np.round(axes, 2) + 0.0) for _, axes in places}) > 1:
+        return list(range(count))
+    heights = np.array([origin @ normal(places[0][1]) for origin, _ in places])
+    indices = np.argsort(heights, kind="stable")
+    steps = np.diff(heights[indices])
+    if np.ptp(heights) < SAME_PLACE:
+        return list(range(count))
+    if (steps < SAME_PLACE).any():
+        raise ReadError(path, f"holds {int((steps < SAME_PLACE).sum())} frames at the place of another, as of several "
+                        "phases", "Export each phase as a series of its own")
+    return indices.tolist()
 
 
 def check_slice(found, path):
-    """NotASlice where the header is of another modality, a localiser or a report; ReadError for absurd sizes."""
+    """NotASlice where the header is of another modality, a localiser or a report; ReadError for absurd sizes.
+
+    NoImage where the file goes with images without being one: presentation states, reports, protocol pages, DICOMDIR.
+    """
     modality = str(found.get("Modality") or "")
     storage = UID(str(found.get("SOPClassUID") or "")).keyword
+    if modality in _COMPANIONS or any(word in storage for word in _NO_IMAGE) or found.get("DirectoryRecordSequence"):
+        raise NoImage(path, f"is no image ({_COMPANIONS.get(modality) or storage or 'a directory of DICOM files'})",
+                      "Leave it out")
     is_ct = modality == "CT" if modality else "CT" in storage or "Capture" in storage or not storage
     if not is_ct:
         raise NotASlice(path, f"is not a CT slice (modality {modality or storage})", "Leave it out")
     kinds = {str(kind)[:16].upper() for kind in _listed(found.get("ImageType"))}
     for kind in sorted(kinds & set(_NO_SLICE)):
-        raise NotASlice(path, f"is {_NO_SLICE[kind]}, not a slice (ImageType {kind})", "Leave it out")
+        error = NoImage if kind == "SCREEN SAVE" else NotASlice
+        raise error(path, f"is {_NO_SLICE[kind]}, not a slice (ImageType {kind})", "Leave it out")
+    about = str(found.get("SeriesDescription") or "").lower()
+    if any(kind.endswith(" PROT") for kind in kinds) or any(page in about for page in _PAGES):
+        raise NoImage(path, "is a page of the scanner's protocol, not a slice", "Leave it out")
     if found.get("SamplesPerPixel", 1) != 1:
         raise NotASlice(path, "is a colour picture (a report or a screenshot)", "Leave it out")
     if "Rows" in found and "Columns" in found:
@@ -89,10 +135,29 @@ def place(found, index=0):
     return found_place if all(np.isfinite(part).all() for part in found_place) else None
 
 
-def pixel_spacing(found):
-    """(rows, columns) in millimetres, or None."""
-    spacing = _item(found, "PixelMeasuresSequence", "PixelSpacing", 0)
-    return tuple(float(value) for value in spacing) if spacing is not None and len(spacing) == 2 else None
+def pixel_spacing(found, index=0):
+    """(rows, columns) in millimetres, or as PixelAspectRatio relates them, or None."""
+    spacing = _item(found, "PixelMeasuresSequence", "PixelSpacing", index)
+    spacing = found.get("PixelAspectRatio") if spacing is None else spacing
+    try:
+        pair = tuple(float(value) for value in spacing)
+    except (TypeError, ValueError):  # absent, or no numbers: nothing is known
+        return None
+    return pair if len(pair) == 2 and min(pair) > 0 and all(map(math.isfinite, pair)) else None
+
+
+def tilt(found):
+    """Degrees by which the gantry was tilted, as the header says; 0 where it is silent."""
+    try:
+        return abs(float(found.get("GantryDetectorTilt") or 0))
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def normal(axes):
+    """The slices' normal, along which positions grow: towards the head, or where they are not axial left or back."""
+    found = np.cross(axes[:3], axes[3:])
+    return found * np.sign(found[np.argmax(np.abs(found))])
 
 
 def lacks_rescale(found):
@@ -149,7 +214,11 @@ def _frames(found, path):
     return frames
 
 
-def _pixels(found, path, index):
+def _stored(found, path, index):
+    """(stored values (H, W), [(signed, bits), ...]): how they may be meant.
+
+    First as the header says, then as the compressed stream says, then with the other sign.
+    """
     syntax = found.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
@@ -159,6 +228,13 @@ def _pixels(found, path, index):
     if missing is not None:
         raise ReadError(path, f"is compressed as {syntax.name} ({syntax}), which is not read here ({missing})",
                         "Decompress it first, for instance with gdcmconv --raw or dcmdjpeg")
+    for name in ("BitsAllocated", "PixelRepresentation", "Rows", "Columns", "PhotometricInterpretation"):
+        if found.get(name) is None and (name != "PixelRepresentation" or "PixelData" in found):
+            raise ReadError(path, f"lacks {name}, without which its pixels cannot be read", "Export it again")
+    if found.BitsAllocated % 8:
+        raise ReadError(path, f"is sound, but pixels of {found.BitsAllocated} bits are not read here",
+                        "Save it with 16 bits a pixel")
+    options, stream = {}, None
     if syntax.is_encapsulated:
         frame = get_frame(found.PixelData, index, number_of_frames=_frames(found, path))
         check_scans(frame, path)
@@ -168,29 +244,87 @@ def _pixels(found, path, index):
         if stated and stated != (found.Rows, found.Columns):
             raise ReadError(path, f"is damaged (its compressed image is {stated[1]}x{stated[0]} pixels, in its header "
                             f"{found.Columns}x{found.Rows})", AGAIN)
-    return pixel_array(found, index=index)
+        if syntax in JPEG2000TransferSyntaxes:
+            told = get_j2k_parameters(frame)
+            stream = bool(told["is_signed"]), int(told["precision"])
+            options = {"pixel_representation": int(stream[0])}
+        elif syntax in JPEGLSTransferSyntaxes:
+            options = {"apply_jls_sign_correction": False}
+    else:
+        options = {"view_only": True}
+    stored, _ = decoder.as_array(found, index=index, raw=True, correct_unused_bits=False, **options)
+    if stored.dtype.kind == "f":
+        return stored, [(True, 32)]
+    width = 8 * stored.dtype.itemsize
+    signed, bits = bool(found.PixelRepresentation), min(int(found.BitsStored), width)
+    shift = int(found.get("HighBit") or 0) + 1 - bits
+    if 0 < shift <= width - bits and not (stored & ((1 << shift) - 1)).any():  # stored at the upper end of their word
+        stored = stored >> shift
+    readings = [(signed, bits), *([stream] if stream else []), (not signed, width)]
+    return stored, list(dict.fromkeys(readings))
 
 
-def _values(found, stored, path, index):
-    """(float32 (H, W), is_hu)"""
-    slope, intercept = (_item(found, "PixelValueTransformationSequence", name, index)
-                        for name in ("RescaleSlope", "RescaleIntercept"))
-    padding = _padding(found, stored)
-    signed = found.get("PixelRepresentation") == 1 and bool((stored[~padding] < 0).any())
-    is_hu = intercept is not None or signed
-    if is_hu:
-        slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
-        if not (math.isfinite(slope) and slope and math.isfinite(intercept)):
-            raise ReadError(path, f"has senseless rescale tags (slope {slope}, intercept {intercept})", AGAIN)
-        values = stored * np.float32(slope) + np.float32(intercept)
-        values[padding] = AIR
-        return values, True
-    values = stored.astype(np.float32)
-    if found.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = values.max() - values
-    if padding.any() and not padding.all():
-        values[padding] = values[~padding].min()
-    return values, False
+def _interpret(stored, signed, bits):
+    """Integers of which only `bits` count, the highest of them as a sign where they are `signed`."""
+    if stored.dtype.kind == "f":
+        return stored
+    kind = np.dtype(f"{'i' if signed else 'u'}{stored.dtype.itemsize}")
+    unused = 8 * kind.itemsize - bits
+    meant = np.ascontiguousarray(stored).view(kind)
+    return (meant << unused) >> unused if unused else meant
+
+
+def _values(found, path, index):
+    """The values.Decoded of a frame, as it is stored."""
+    slope, intercept, kind = (_item(found, "PixelValueTransformationSequence", name, index)
+                              for name in ("RescaleSlope", "RescaleIntercept", "RescaleType"))
+    slope, scale = _number(1 if slope is None else slope), _number(intercept or 0)
+    if not (math.isfinite(slope) and slope and math.isfinite(scale)):
+        raise ReadError(path, f"has senseless rescale tags (slope {slope}, intercept {scale})",
+                        "Mend them, or export it again")
+    stored, readings = _stored(found, path, index)
+    integers = _interpret(stored, *readings[0])
+    if found.PhotometricInterpretation == "PALETTE COLOR":
+        return Decoded(grey_of_colours(path, apply_color_lut(integers, found)), remark="it has a palette of colours")
+    kind = str(kind or "").strip().upper()
+    remark = (f"by its RescaleType its values are {kind}" if kind not in ("", "HU", "US") else
+              "its values go through a table of their own" if found.get("ModalityLUTSequence") else "")
+    for number, reading in enumerate([] if remark else readings):
+        values = _interpret(stored, *reading)
+        edges = [slope * edge + scale for edge in _range(values, *reading)]
+        padding = _padding(found, stored, values)
+        if max(edges) - min(edges) < REACH or min(edges) > LUNG:
+            looks, why = False, f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}"
+        else:
+            hu = values * np.float32(slope) + np.float32(scale)
+            looks, why = judge(hu, padding)
+        stated = intercept is not None and kind != "US" and number == 0
+        if looks or (stated and looks is None):
+            said = "signed" if reading[0] else "unsigned"
+            return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=(
+                f"its header says otherwise, but its values are HU only as {said} numbers of {reading[1]} bits"
+                if number else ""))
+        remark = remark or why
+    padding = _padding(found, stored, integers)
+    if found.PhotometricInterpretation == "MONOCHROME1":
+        integers = sum(_range(integers, *readings[0])) - integers.astype(np.float64)
+    if readings[0] == (False, 8):
+        return Decoded(integers.astype(np.uint8), padding=padding, remark=remark)
+    return Decoded(integers.astype(np.float32), padding=padding, remark=remark)
+
+
+def _range(values, signed, bits):
+    """The least and the greatest value that can be stored."""
+    if values.dtype.kind == "f":
+        return float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def _number(value):
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _item(found, group, name, index):
@@ -203,21 +337,25 @@ def _item(found, group, name, index):
     return found.get(name)
 
 
-def _padding(found, stored):
-    """bool (H, W): pixels outside the scanned circle, by PixelPaddingValue and its range limit."""
-    value = found.get("PixelPaddingValue")
+def _padding(found, stored, values):
+    """bool (H, W): pixels outside the scanned circle, by PixelPaddingValue and its range limit; None without them."""
+    value, limit = found.get("PixelPaddingValue"), found.get("PixelPaddingRangeLimit")
     if value is None:
-        return np.zeros(stored.shape, bool)
-    limit = found.get("PixelPaddingRangeLimit")
-    # the tag may be read unsigned where pixels are signed: wrap it as the pixels are
-    edges = np.array([value, value if limit is None else limit], np.int64).astype(stored.dtype)
-    return (stored >= edges.min()) & (stored <= edges.max())
+        return None
+    outside = np.zeros(values.shape, bool)
+    for kind in {values.dtype, stored.dtype}:
+        # the tag may be read unsigned where pixels are signed: wrap it as the pixels are
+        edges = np.array([value, value if limit is None else limit], np.int64).astype(kind)
+        for pixels in (values, stored.view(kind)):  # whether or not it was cut to the bits that count
+            outside |= (pixels >= edges.min()) & (pixels <= edges.max())
+    return outside
 
 
 def _windows(found):
-    """The file's own windows: [(centre, width)]."""
-    pairs = zip(_listed(found.get("WindowCenter")), _listed(found.get("WindowWidth")), strict=False)
-    return [(float(centre), float(width)) for centre, width in pairs if width > 0]
+    """The file's own windows, [(centre, width)], without those that are no numbers."""
+    pairs = zip(map(_number, _listed(found.get("WindowCenter"))), map(_number, _listed(found.get("WindowWidth"))),
+                strict=False)
+    return [(centre, width) for centre, width in pairs if math.isfinite(centre) and math.isfinite(width) and width > 0]
 
 
 def _listed(value):

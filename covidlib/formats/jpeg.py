@@ -20,6 +20,12 @@ def stated_size(data):
         return edge[1] - edge[3], edge[0] - edge[2]
     if not data.startswith(b"\xff\xd8"):
         return None
+    at = next(_frames(data), None)
+    return at and (int.from_bytes(data[at + 5:at + 7]), int.from_bytes(data[at + 7:at + 9]))
+
+
+def _frames(data):
+    """Where the headers of frames (SOF) begin in a JPEG stream."""
     at = 2
     while at + 9 <= len(data):
         if data[at] != 0xFF:
@@ -27,9 +33,8 @@ def stated_size(data):
             continue
         marker = data[at + 1]
         if marker in _SOF:
-            return int.from_bytes(data[at + 5:at + 7]), int.from_bytes(data[at + 7:at + 9])
+            yield at
         at += 1 if marker == 0xFF else 2 if marker in _BARE else 2 + int.from_bytes(data[at + 2:at + 4])
-    return None
 
 
 def check_scans(data, path):
@@ -37,3 +42,14 @@ def check_scans(data, path):
     scans = data.count(b"\xff\xda")
     if data.startswith(b"\xff\xd8") and scans > MAX_SCANS:
         raise ReadError(path, f"is damaged ({scans} scans in one JPEG image)", AGAIN)
+
+
+def unusual(data):
+    """What a JPEG file (bytes) is that Pillow does not read, "" for one that it reads."""
+    if not data.startswith(b"\xff\xd8"):
+        return ""
+    at = next(_frames(data), None)
+    marker, precision = (data[at + 1], data[at + 4]) if at else (None, 8)
+    kind = {0xC3: "a lossless JPEG", 0xF7: "a JPEG-LS"}.get(marker, "a JPEG" if marker in _SOF else "")
+    plain = marker in (None, 0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and precision == 8
+    return "" if plain else f"{kind} of {precision} bits"

@@ -12,9 +12,11 @@ import nibabel
 import numpy as np
 
 from covidlib.formats import AGAIN, MAX_BYTES, ReadError, check_index, check_size, held
+from covidlib.formats.values import Decoded, fill_padding, judge
 
 MAX_OFFSET = 2**24
 _CHUNK = 2**20
+_JUDGED = 32  # slices by which a volume is judged
 
 
 class Volume(NamedTuple):
@@ -24,6 +26,8 @@ class Volume(NamedTuple):
     slope: float
     intercept: float
     is_hu: bool
+    spacing: tuple[float, float]
+    remark: str
 
 
 def is_nifti(head):
@@ -40,23 +44,45 @@ def count(path):
     """Axial slices of the volume."""
     with _open(path) as stream:
         header, shape = _header(stream, path)
-    return _upright(np.broadcast_to(np.int8(0), shape), header.get_best_affine(), path).shape[0]
+    return _upright(np.broadcast_to(np.int8(0), shape), _affine(header)).shape[0]
+
+
+def slice_order(path):
+    """Indices of the slices from the feet up."""
+    return list(range(count(path)))
 
 
 def spacing(path):
     """Millimetres between slices, rows and columns."""
     with _open(path) as stream:
-        affine = _header(stream, path)[0].get_best_affine()
+        return _spacing(_affine(_header(stream, path)[0]))
+
+
+def _spacing(affine):
     order = list(nibabel.orientations.io_orientation(affine)[:, 0])
     sizes = nibabel.affines.voxel_sizes(affine)
     return tuple(float(sizes[order.index(axis)]) for axis in (2, 1, 0))
 
 
+def _affine(header):
+    """The header's best affine that has a volume: its sform, its qform, or that of its voxel sizes alone."""
+    for affine in (header.get_best_affine(), header.get_qform(coded=True)[0], header.get_base_affine()):
+        if affine is not None and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
+            return affine
+    return np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
 def read(path, slice_index):
-    """(values (H, W), is_hu, None): float32, in HU where the volume holds negative values."""
+    """Decoded values of a slice: float32, in HU where those of the whole volume look like it."""
     volume = load(path)
-    stored = volume.stored[check_index(path, slice_index, len(volume.stored))]
-    return stored * np.float32(volume.slope) + np.float32(volume.intercept), volume.is_hu, None
+    values = _scaled(volume.stored[check_index(path, slice_index, len(volume.stored))], volume.slope, volume.intercept)
+    if volume.is_hu:
+        return Decoded(fill_padding(values), True, spacing=volume.spacing)
+    return Decoded(values, spacing=volume.spacing, remark=volume.remark)
+
+
+def _scaled(stored, slope, intercept):
+    return stored * np.float32(slope) + np.float32(intercept)
 
 
 def load(path):
@@ -68,27 +94,35 @@ def _load(path):
     with _open(path) as stream:
         header, shape = _header(stream, path)
         dtype, size = header.get_data_dtype(), math.prod(shape)
-        slope, intercept = (default if value is None else float(value)
-                            for value, default in zip(header.get_slope_inter(), (1.0, 0.0), strict=True))
+        slope, intercept = _slope_and_intercept(header)
         keep = dtype.newbyteorder("=") if dtype.itemsize <= 4 else np.dtype(np.float32)
         offset = int(header["vox_offset"]) - stream.tell()
         if not 0 <= offset <= MAX_OFFSET:
             raise ReadError(path, f"is damaged (its voxels begin at {header['vox_offset']})", AGAIN)
         stream.read(offset)
-        values, lowest = np.empty(size, keep), math.inf
+        values = np.empty(size, keep)
         for start in range(0, size, _CHUNK):
             part = values[start:start + _CHUNK]
             data = stream.read(len(part) * dtype.itemsize)
             if len(data) < len(part) * dtype.itemsize:
                 raise ReadError(path, f"is truncated after {start} of {size} voxels", AGAIN)
             part[:] = np.frombuffer(data, dtype)
-            extremes = np.fmin.reduce(part), np.fmax.reduce(part)
-            lowest = min([lowest, *(float(value) * slope + intercept for value in extremes)])
         if len(stream.read(_CHUNK)) == _CHUNK:  # less than that is padding, and at its end gzip compares its checksum
             raise ReadError(path, f"is damaged (it holds more than its {size} voxels)", AGAIN)
-    stored = _upright(values.reshape(shape, order="F"), header.get_best_affine(), path)
+    affine = _affine(header)
+    stored = _upright(values.reshape(shape, order="F"), affine)
     stored.setflags(write=False)
-    return Volume(stored, slope, intercept, lowest < 0)
+    some = stored[:: max(1, len(stored) // _JUDGED)]
+    looks, remark = judge(_scaled(some, slope, intercept))
+    return Volume(stored, slope, intercept, bool(looks), _spacing(affine)[1:], remark)
+
+
+def _slope_and_intercept(header):
+    """As the header has them, where they are numbers that scale; else the stored values stand for themselves."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not (math.isfinite(slope) and slope):
+        return 1.0, 0.0
+    return slope, intercept if math.isfinite(intercept) else 0.0
 
 
 def _open(path):
@@ -116,9 +150,7 @@ def _header(stream, path):
     return header, shape
 
 
-def _upright(values, affine, path):
+def _upright(values, affine):
     """A view (D, H, W) of (x, y, z) as stored: feet to head, front to back, patient's right to left."""
     axes = nibabel.orientations.io_orientation(affine)
-    if not np.isfinite(axes).all():
-        raise ReadError(path, "is damaged (its affine has no volume)", AGAIN)
     return nibabel.orientations.apply_orientation(values, axes)[::-1, ::-1, :].transpose(2, 1, 0)

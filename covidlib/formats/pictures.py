@@ -1,53 +1,126 @@
-"""PNG, JPEG and TIFF, as grey values without Hounsfield units."""
+"""PNG, JPEG and TIFF, as grey values without Hounsfield units, turned as their orientation tag says."""
 
 from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from covidlib.formats import AGAIN, MAX_BYTES, MAX_SLICES, NotASlice, ReadError, check_index, check_size
-from covidlib.formats.jpeg import check_scans
+from covidlib.formats.jpeg import check_scans, unusual
+from covidlib.formats.values import Decoded, to_bytes
 
 # Of the 746 pictures of COVID-CT the most coloured (arrows, tinted scans) shows 9 % of its pixels with channels
 # further apart than 30.
 COLOUR_SPREAD, COLOUR_SHARE = 30, 0.2
+WIDE = "it is a picture of more than 8 bits, without HU and scaled by its own range"
 _DARK = 16
-_TIFF_PHOTOMETRIC, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 262, 322, 323
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_LENGTH = 258, 259, 262, 339, 322, 323
+# Pillow cuts colours of 16 bits to the upper 8. Read in the other byte order, the same pixels give the lower 8.
+_LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B",
+          "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B", "RGBA;16N": "RGBA;16B", "LA;16B": "RGBA"}
+_KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating point numbers", 5: "complex numbers",
+          6: "complex numbers"}
 
 
-def count(path):
-    """Pages of a TIFF; 1 for other pictures."""
+def slice_order(path):
+    """Indices of a TIFF's pages; [0] for other pictures."""
     with _open(path) as image:
         pages = _pages(image)
         check_size(path, image.height, image.width, pages)
-        return pages
+        return list(range(pages))
 
 
 def read(path, slice_index):
-    """(values (H, W), False, None): uint8, or the stored type of pictures of more than 8 bits."""
-    with _open(path) as image:
-        if slice_index:
-            image.seek(check_index(path, slice_index, _pages(image)))
-        check_size(path, image.height, image.width)
-        if image.format == "JPEG":
-            check_scans(path.read_bytes(), path)
-        tags = getattr(image, "tag_v2", {})
-        check_size(path, tags.get(_TIFF_TILE_LENGTH, 1), tags.get(_TIFF_TILE_WIDTH, 1))
+    """Decoded grey values: uint8, or the stored type of pictures of more than 8 bits."""
+    values, padding = _levels(path, slice_index)
+    if values.ndim == 3:
+        grey = grey_of_colours(path, to_bytes(values, padding))
+        return Decoded(grey, remark="" if values.dtype == np.uint8 else WIDE)
+    if values.dtype == np.uint8 and values.max() < _DARK and len(np.unique(values)) > _DARK // 2:  # a mask has fewer
+        raise ReadError(path, f"is almost black (its brightest value is {values.max()} of 255, as when 16 bits are "
+                        "cut down to 8)", "Export it again with 16 bits, or through a lung window")
+    wide = values.dtype != np.uint8
+    return Decoded(values, padding=padding, remark=WIDE if wide else "")
+
+
+def read_mask(path, slice_index):
+    """bool (H, W): where a picture of any colour is not black."""
+    values, padding = _levels(path, slice_index)
+    lit = (values if values.ndim == 2 else values.max(axis=2)) > 0
+    return lit if padding is None else lit & ~(padding if padding.ndim == 2 else padding[..., 0])
+
+
+def grey_of_colours(path, colours):
+    """uint8 (H, W) of colours (H, W, 3 or 4), uint8 or uint16. NotASlice where colour fills much of the picture."""
+    colours = colours[..., :3]
+    image = Image.fromarray(np.uint8(colours >> 8) if colours.dtype == np.uint16 else np.ascontiguousarray(colours))
+    _check_grey(path, image)
+    return np.asarray(image.convert("L"))
+
+
+def _levels(path, slice_index):
+    """(values (H, W), or of a coloured picture (H, W, 3); where it is transparent, bool of that shape, or None)."""
+    with _page(path, slice_index) as image:
+        tile, tags = image.tile[0] if image.tile else None, dict(getattr(image, "tag_v2", {}))
         image.load()
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image)
-            return (values.max() - values if tags.get(_TIFF_PHOTOMETRIC) == 0 else values), False, None
-        if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        if image.mode not in ("1", "L"):
-            image = image.convert("RGB")
-            _check_grey(path, image)
-        values = np.asarray(image.convert("L"))
-        if values.max() < _DARK and len(np.unique(values)) > _DARK // 2:  # a mask has fewer
-            raise ReadError(path, f"is almost black (its brightest value is {values.max()} of 255, as when 16 bits are "
-                            "cut down to 8)", "Export it again with 16 bits, or through a lung window")
-        return values, False, None
+        image = ImageOps.exif_transpose(image)
+    codec = tile and (tile.args if isinstance(tile.args, str) else tile.args[0])
+    if codec in _LOWER:
+        return _wide_colours(image, codec, _lower_bytes(path, slice_index, _LOWER[codec]))
+    kind = tags.get(_SAMPLE_FORMAT, (1,))[0]
+    if image.mode.startswith("I") or image.mode == "F" or (kind == 2 and image.mode == "L"):
+        values = np.asarray(image)
+        values = values.view({"L": np.int8, "I": np.uint32 if kind == 1 else np.int32}.get(image.mode, values.dtype))
+        clear = image.info.get("transparency")
+        clear = values == clear if isinstance(clear, int) else None
+        if tags.get(_PHOTOMETRIC) == 0:
+            values = values[np.isfinite(values)].max(initial=0) - values
+        return values, clear
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), None
+
+
+def _lower_bytes(path, slice_index, codec):
+    with _page(path, slice_index) as image:
+        image.tile = [one._replace(args=codec if isinstance(one.args, str) else (codec, *one.args[1:]))
+                      for one in image.tile]
+        image.load()
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+
+
+def _wide_colours(image, codec, lower):
+    """As `_levels`, of channels of 16 bits, of which `image` has the upper bytes."""
+    if codec == "LA;16B":  # read as four bytes a pixel: upper and lower of grey, upper and lower of alpha
+        values, alpha = (lower[..., k] << 8 | lower[..., k + 1] for k in (0, 2))
+    else:
+        values = np.asarray(image).astype(np.uint16) << 8 | lower
+        alpha = values[..., 3] if values.shape[2] == 4 else None
+        values = values[..., :3]
+    if alpha is not None:
+        alpha = alpha if values.ndim == 2 else np.repeat(alpha[..., None], 3, axis=2)
+        values = (values * (alpha / 65535)).astype(np.uint16)
+    clear = None if alpha is None else alpha == 0
+    if values.ndim == 3 and (np.ptp(values, axis=2) == 0).all():
+        return values[..., 0], None if clear is None else clear[..., 0]
+    return values, clear
+
+
+def _page(path, slice_index):
+    """A page, opened and looked at, but not yet loaded."""
+    image = _open(path)
+    if slice_index:
+        image.seek(check_index(path, slice_index, _pages(image)))
+    check_size(path, image.height, image.width)
+    if image.format == "JPEG":
+        data = path.read_bytes()
+        check_scans(data, path)
+        _refuse(path, unusual(data))
+    tags = getattr(image, "tag_v2", {})
+    check_size(path, tags.get(_TILE_LENGTH, 1), tags.get(_TILE_WIDTH, 1))
+    return image
 
 
 def _pages(image):
@@ -70,7 +143,33 @@ def _open(path):
     except Image.DecompressionBombError as error:
         raise ReadError(path, f"is too large ({error})", "Scale it down") from error
     except Exception as error:
+        _refuse(path, _unusual_tiff(path))
+        with open(path, "rb") as file:
+            _refuse(path, unusual(file.read(2**16)))
         raise ReadError(path, f"has a damaged header ({error})", AGAIN) from error
+
+
+def _refuse(path, kind):
+    if kind:
+        raise ReadError(path, f"is sound, but {kind} is not read here",
+                        "Save it as a TIFF of float32 or of 16 bits, or as a PNG")
+
+
+def _unusual_tiff(path):
+    """What a TIFF holds that Pillow does not read, "" where it is none or cannot be told."""
+    try:
+        with open(path, "rb") as file:
+            tags = ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
+            tags.load(file)
+        bits, kinds = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
+        compression = tags.get(_COMPRESSION, 1)
+    except Exception:  # whatever damaged tags raise
+        return ""
+    if len(bits) > 1 and len(set(bits)) == 1 and max(bits) > 8:
+        return f"a TIFF of {len(bits)} channels of {bits[0]} bits"
+    numbers = _KINDS.get(kinds[0], f"samples of format {kinds[0]}")
+    return f"a TIFF of {bits[0]}-bit {numbers}" + (f" (compression {compression})" if compression != 1 else "")
 
 
 def _check_grey(path, image):
