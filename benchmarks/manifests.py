@@ -127,7 +127,7 @@ def take_in(count, folder):
     def decoded(function, source, arguments):
         # texts that are made anew for every row, as those of real files are, and not one that all rows share
         for n, (_, asked) in enumerate(arguments):
-            facts = [f"{n:064x}", np.uint64(n), f".{'png'}", f"p{'ng'}", f"{'L'}", n, 512, 512, n / count]
+            facts = [f"{n:064x}", np.uint64(n), f".{'png'}", f"p{'ng'}", f"{'L'}", n, 512, 512, n / count, ""]
             yield image, facts, noise[n % 1000], {"files": np.zeros(1, np.float32)} if asked else None
 
     intake._each = decoded

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from covidlib.formats import AGAIN, NoImage, NotASlice, ReadError, dicom, nifti, pictures, reading, values
+from covidlib.formats import AGAIN, Companion, NoImage, NotASlice, ReadError, dicom, nifti, pictures, reading, values
 from covidlib.formats.values import AIR
 
-__all__ = ["AIR", "FORMATS", "LUNG_WINDOW", "NoImage", "NotASlice", "ReadError", "Slice", "apply_window",
+__all__ = ["AIR", "FORMATS", "Companion", "LUNG_WINDOW", "NoImage", "NotASlice", "ReadError", "Slice", "apply_window",
            "count_slices", "fit_square", "read", "read_hu", "read_mask", "read_slice", "slice_order", "sniff"]
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
 FORMATS = "PNG, JPEG, TIFF, DICOM or NIfTI"
@@ -148,7 +148,7 @@ def apply_window(hu, window=LUNG_WINDOW):
     if not width > 0:
         raise ValueError(f"The window's width must be positive. Received: window={window}")
     scaled = (np.asarray(hu, np.float32) - (centre - width / 2)) * (255 / width)
-    return np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
+    return np.rint(np.fmin(np.fmax(scaled, 0), 255)).astype(np.uint8)  # what is no number becomes 0
 
 
 def fit_square(image, size):

@@ -11,6 +11,7 @@ import functools
 import html
 import io
 import json
+import math
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +100,7 @@ def _find(input_path):
         raise FileNotFoundError(f"no such file or folder. Received: input_path={input_path}")
     root = _root(top)
     try:
-        found, problems = scans.find(top, limit=None) if top.is_dir() else ([scans.of_file(top)], [])
+        found, problems = scans.find(top, limit=math.inf) if top.is_dir() else ([scans.of_file(top)], [])
     except ct.ReadError as error:
         found, problems = [], [error]
     slices = []

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from covidlib import ct, volumes
-from covidlib.ct import NoImage, ReadError
+from covidlib.ct import Companion, ReadError
 from covidlib.datasets import listing, natural
 from covidlib.formats import dicom
 
@@ -104,16 +104,17 @@ class Scan:
         return ct.apply_window(values, window) if self.is_hu else values
 
 
-def find(root, limit=MAX_FILES):
+def find(root, limit=None):
     """(list of Scan, list of ReadErrors) in a folder: series, volumes, and the pictures of a folder as one scan.
 
     Titles are paths relative to `root`. What listing.find passes over is not looked at, and what goes with the export
-    of a scanner (NoImage.companion) is not told. Raises ValueError where there are more than `limit` files, None for
-    any number.
+    of a scanner (Companion) is not told. Raises ValueError where there are more than `limit` files, by default
+    MAX_FILES.
     """
     root = Path(root)
     paths, problems = listing.find(root, ".")
-    if limit is not None and len(paths) > limit:
+    limit = MAX_FILES if limit is None else limit
+    if len(paths) > limit:
         raise ValueError(f"at most {limit} files can be looked at together. Received: {len(paths)} files")
     kinds = {}
     for file in (root / path for path in paths):
@@ -137,7 +138,7 @@ def find(root, limit=MAX_FILES):
             problems.append(error)
     pictures, problems_of_pictures = _pictures([file for group in kinds.values() for file in group], root)
     told = [problem for problem in problems + problems_of_pictures
-            if not (isinstance(problem, NoImage) and problem.companion)]
+            if not isinstance(problem, Companion)]
     return sorted(scans + pictures, key=lambda scan: natural(scan.title)), told
 
 

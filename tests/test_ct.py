@@ -155,13 +155,13 @@ def test_dicom_without_preamble_or_meta(tmp_path):
 def test_padding_becomes_air(tmp_path, padding):
     stored = RAMP.astype(np.int16)
     stored[:3] = -2000
-    path = write_dicom(tmp_path / "a.dcm", stored, intercept=100)
+    path = write_dicom(tmp_path / "a.dcm", stored, intercept=-1000)
     header = pydicom.dcmread(path)
     header.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
     header.save_as(path)
     hu = ct.read_hu(path)
     assert (hu[:3] == -1024).all()
-    np.testing.assert_array_equal(hu[3:], stored[3:] + 100.0)
+    np.testing.assert_array_equal(hu[3:], stored[3:] - 1000.0)
 
 
 def test_padding_range_and_below_air(tmp_path):
@@ -213,7 +213,7 @@ def test_frames_of_one_file(tmp_path):
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SRA", "PIL", "AIR"])
 @pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
 def test_nifti_of_any_orientation_shows_the_same_slices(tmp_path, codes, name):
-    canonical = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4) - 100  # right, anterior, superior
+    canonical = 10 * np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4) - 1000  # right, anterior, superior
     path = write_nifti(tmp_path / name, canonical, codes)
     volume = volumes.read_volume(path)
     assert ct.sniff(path) == "nifti" and volume.shape == (4, 5, 6)
@@ -375,7 +375,7 @@ def test_tags_that_say_it_is_no_slice_or_no_hu(tmp_path):
             ct.read_slice(path)
         assert caught.value.path == path and what in caught.value.what and caught.value.mend == "Leave it out"
         again = pickle.loads(pickle.dumps(caught.value))
-        assert type(again) is ct.NotASlice and str(again) == str(caught.value)
+        assert type(again) is type(caught.value) and str(again) == str(caught.value)
     for slope in (0, "NaN"):
         write_dicom(path, RAMP)
         found = pydicom.dcmread(path)
@@ -459,10 +459,10 @@ def test_compressed_frames_of_another_size_than_the_header(tmp_path):
             found["PixelData"].VR = "OB"
             found.save_as(path, implicit_vr=False, little_endian=True)
             if rows == 64:
-                assert ct.read_hu(path).shape == (64, 64)
+                assert ct.read_slice(path).shape == (64, 64)
             else:
                 with pytest.raises(ct.ReadError, match="compressed image is 64x64 pixels, in its header 64x32"):
-                    ct.read_hu(path)
+                    ct.read_slice(path)
 
 
 def test_signed_pixels_without_rescale_tags_are_hu_only_where_some_are_negative(tmp_path):

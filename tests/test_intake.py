@@ -219,7 +219,7 @@ import pandas as pd
 from benchmarks.growth import Peak, resident
 from covidlib import datasets, intake
 count = int(sys.argv[1])
-rng, facts = np.random.default_rng(0), ["png", "png", "L", 1, 2, 3, 0.1]
+rng, facts = np.random.default_rng(0), ["png", "png", "L", 1, 2, 3, 0.1, ""]
 def decoded(*_):
     for n in range(count):
         seen = {"files": np.zeros(1)} if n == 0 else None

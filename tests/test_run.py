@@ -38,7 +38,7 @@ def test_executes_in_the_notebooks_folder_and_writes_the_output_once_whole(noteb
 
 def test_unknown_parameter_names_the_nearest_and_starts_nothing(notebook, tmp_path, capsys):
     assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "epoch", "3"]) == 2
-    assert "epoch=3 (did you mean epochs?)" in capsys.readouterr().err
+    assert "epoch='3' (did you mean epochs?)" in capsys.readouterr().err
     assert not (tmp_path / "out.ipynb").exists()
 
 
@@ -117,3 +117,76 @@ def test_a_cell_that_may_not_write_says_what_to_do(tmp_path, capsys, number, men
     assert run.main([str(path), str(tmp_path / "out.ipynb")]) == 1
     message = capsys.readouterr().err
     assert "'../runs'" in message and ("Give yourself the right to write there" in message) == mend
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch):
+    """A function of command line arguments that returns the parameters which a notebook would get, or the error."""
+    import papermill
+
+    path = make(tmp_path, "rate: float = 0.1\nname: str = 'a'\ncount: int = 0\nflag: bool = False\nseveral: list = []")
+    got = []
+
+    def taken(notebook, output, parameters, **_):
+        got.append(parameters)
+        with open(output, "w") as file:
+            file.write("{}")
+
+    monkeypatch.setattr(papermill, "execute_notebook", taken)
+
+    def call(capsys, *arguments):
+        got.clear()
+        code = run.main([str(path), str(tmp_path / "out.ipynb"), *map(str, arguments)])
+        return got[0] if code == 0 else capsys.readouterr().err
+
+    return call
+
+
+TYPED = [("rate", "1e-4", 1e-4), ("rate", "3e-05", 3e-05), ("rate", "1", 1), ("count", "010", 10), ("count", "-3", -3),
+         ("name", "no", "no"), ("name", "010", "010"), ("name", "1e-4", "1e-4"), ("name", "", ""), ("name", "~", "~"),
+         ("name", "/data/case #3", "/data/case #3"), ("name", "/data/a: b", "/data/a: b"), ("name", " a ", " a "),
+         ("name", "C:\\new\\table", "C:\\new\\table"), ("name", "/\U00020bb7/é/'\"", "/\U00020bb7/é/'\""),
+         ("name", "[1, 2]", "[1, 2]"), ("name", "{a}", "{a}"), ("name", "null", "null"), ("name", "a\nb", "a\nb"),
+         ("flag", "true", True), ("flag", "No", False), ("several", "[27, 6, 27]", [27, 6, 27]), ("several", "[]", []),
+         ("several", "[resnet50, no]", ["resnet50", "no"]), ("several", "[1e-4, 'a']", [1e-4, "'a'"]),
+         ("several", '["a, b", "c"]', ["a, b", "c"])]
+
+
+@pytest.mark.parametrize("name, text, value", TYPED)
+def test_values_are_read_by_the_annotation(typed, capsys, name, text, value):
+    assert typed(capsys, "-p", name, text) == {name: value}
+
+
+@pytest.mark.parametrize("name, text", [("count", "1.5"), ("count", "many"), ("rate", "fast"), ("flag", "2"),
+                                        ("several", "a, b"), ("count", ""), ("rate", "1,5")])
+def test_what_the_annotation_does_not_allow_is_named(typed, capsys, name, text):
+    assert f"Received: {name}={text!r}" in typed(capsys, "-p", name, text)
+
+
+@pytest.mark.parametrize("text, values", [
+    ("", {}), ("# nothing\n", {}), ("{}", {}), ('{"rate": 3e-05, "name": "no"}', {"rate": 3e-05, "name": "no"}),
+    ('{"name": "/\\ud842\\udfb7"}', {"name": "/\U00020bb7"}),
+    ("rate: 1e-4\nname: no\ncount: 010\nflag: yes\n", {"rate": 1e-4, "name": "no", "count": 10, "flag": True}),
+    ("name: 2020-01-01\nseveral: [no, 1, 'x']\n", {"name": "2020-01-01", "several": ["no", 1, "x"]}),
+    ("several:\n  - 27\n  - a b\nname: '/data/case #3'\n", {"several": [27, "a b"], "name": "/data/case #3"}),
+    ("\ufeffname: 12:30:00\n", {"name": "12:30:00"})])
+def test_files_of_parameters(typed, capsys, tmp_path, text, values):
+    (tmp_path / "given").write_text(text, encoding="utf-8")
+    assert typed(capsys, "-f", tmp_path / "given") == values
+
+
+@pytest.mark.parametrize("text, what", [("- a\n", "must hold a line `name: value`"), ("name: a\nname: b\n", "twice"),
+                                        ("name:\n", "name must be of type str. Received: name=''"),
+                                        ("name: ~\n", "Received: name=None"), ("rate: [1]\n", "Received: rate=[1]")])
+def test_files_that_hold_no_parameters_are_named(typed, capsys, tmp_path, text, what):
+    (tmp_path / "given.yaml").write_text(text)
+    if "name=''" in what:
+        assert typed(capsys, "-f", tmp_path / "given.yaml") == {"name": ""}
+    else:
+        assert what in typed(capsys, "-f", tmp_path / "given.yaml")
+
+
+def test_texts_reach_the_kernel_as_they_were_typed(notebook, tmp_path):
+    text = "/data/\U00020bb7 #3: 'a' \"b\" \\n {x} %"
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "variant", text]) == 0
+    assert (tmp_path / "left.txt").read_text(encoding="utf-8") == text

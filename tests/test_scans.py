@@ -33,6 +33,7 @@ def test_a_folder_holds_series_volumes_and_pictures(phantoms, tmp_path):
     picture(tmp_path / "set" / "b.png", 200)
     picture(tmp_path / "set" / "a.png", 10)
     volume = np.zeros((20, 24, 5), np.int16) - 1000
+    volume[5:15, 5:15] = 40
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "volume.nii.gz")
     (tmp_path / "notes.txt").write_text("not a picture")
     found, problems = scans.find(tmp_path)
@@ -82,9 +83,10 @@ def test_a_coronal_series_is_looked_at_from_the_feet(phantoms, tmp_path):
         found.save_as(tmp_path / f"{n:02}.dcm")
     scan = scans.find(tmp_path)[0][0]
     assert len(scan) == rows and scan.is_hu
-    assert scan.values(rows - 1).shape == (count, columns)
+    deep = round(count * 2 / found.PixelSpacing[1])  # of millimetres, as high as wide
+    assert scan.values(rows - 1).shape == (deep, columns)
     scan.forget()
-    assert scan._volume is None and scan.values(0).shape == (count, columns)
+    assert scan._volume is None and scan.values(0).shape == (deep, columns)
 
 
 def test_a_scan_is_opened_though_its_first_file_is_no_slice(tmp_path):

@@ -18,7 +18,7 @@ def write_series(folder, heights, axes=AXIAL, normal=(0, 0, 1), uid=None, stored
     for k, height in enumerate(heights):
         pixels = np.full((4, 5), 100 + height, np.uint16) if stored is None else stored[k]
         place = {"ImagePositionPatient": [height * n for n in normal], "ImageOrientationPatient": axes}
-        files.append(write_dicom(folder / f"{k}.dcm", pixels, SeriesInstanceUID=uid, PixelSpacing=[0.7, 0.8],
+        files.append(write_dicom(folder / f"{k}.dcm", pixels, SeriesInstanceUID=uid, PixelSpacing=[1, 1],
                                  **place, **tags))
     return files
 
@@ -28,7 +28,7 @@ def test_series_is_ordered_by_position(tmp_path):
     (tmp_path / "notes.txt").write_text("no slice")
     series = volumes.one_series(tmp_path)
     assert [file.stem for file in series.files] == ["1", "3", "4", "2", "0"]
-    assert series.axial and series.spacing == (10, 0.7, 0.8) and not series.problems and not series.notes
+    assert series.axial and series.spacing == (10, 1, 1) and not series.problems and not series.notes
     volume = volumes.read_volume(tmp_path)
     assert volume.dtype == np.float32 and volume.shape == (5, 4, 5) and (np.diff(volume[:, 0, 0]) == 10).all()
     write_series(tmp_path / "other", [1])

@@ -212,7 +212,7 @@ def read_csv(path):
     data = Path(path).read_bytes()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding).lstrip("\ufeff")
         header = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
         if header.lower().startswith("sep="):  # a hint to Excel
             text = text.split("\n", 1)[1]

@@ -26,14 +26,11 @@ class NotASlice(ReadError):
 
 
 class NoImage(NotASlice):
-    """A file that lies among images without being one: text, a presentation state, a page of a protocol.
+    """A file that lies among images without being one, and is passed over where nobody listed it."""
 
-    It may be passed over; where `companion` is true, without a word, since every export of a scanner has such.
-    """
 
-    @property
-    def companion(self):
-        return "file of text" not in self.what
+class Companion(NoImage):
+    """What every export of a scanner has beside its images: presentation states, reports, protocol pages, DICOMDIR."""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from covidlib.formats import AGAIN, MAX_BYTES, NoImage, NotASlice, ReadError, check_index, check_size, held
+from covidlib.formats import AGAIN, MAX_BYTES, Companion, NotASlice, ReadError, check_index, check_size, held
 from covidlib.formats.jpeg import check_scans, stated_size
 from covidlib.formats.pictures import grey_of_colours
 from covidlib.formats.values import LUNG, REACH, Decoded, fill_padding, judge
@@ -101,23 +101,23 @@ def order(found, path):
 def check_slice(found, path):
     """NotASlice where the header is of another modality, a localiser or a report; ReadError for absurd sizes.
 
-    NoImage where the file goes with images without being one: presentation states, reports, protocol pages, DICOMDIR.
+    Companion where the file goes with images without being one.
     """
     modality = str(found.get("Modality") or "")
     storage = UID(str(found.get("SOPClassUID") or "")).keyword
     if modality in _COMPANIONS or any(word in storage for word in _NO_IMAGE) or found.get("DirectoryRecordSequence"):
-        raise NoImage(path, f"is no image ({_COMPANIONS.get(modality) or storage or 'a directory of DICOM files'})",
+        raise Companion(path, f"is no image ({_COMPANIONS.get(modality) or storage or 'a directory of DICOM files'})",
                       "Leave it out")
     is_ct = modality == "CT" if modality else "CT" in storage or "Capture" in storage or not storage
     if not is_ct:
         raise NotASlice(path, f"is not a CT slice (modality {modality or storage})", "Leave it out")
     kinds = {str(kind)[:16].upper() for kind in _listed(found.get("ImageType"))}
     for kind in sorted(kinds & set(_NO_SLICE)):
-        error = NoImage if kind == "SCREEN SAVE" else NotASlice
+        error = Companion if kind == "SCREEN SAVE" else NotASlice
         raise error(path, f"is {_NO_SLICE[kind]}, not a slice (ImageType {kind})", "Leave it out")
     about = str(found.get("SeriesDescription") or "").lower()
     if any(kind.endswith(" PROT") for kind in kinds) or any(page in about for page in _PAGES):
-        raise NoImage(path, "is a page of the scanner's protocol, not a slice", "Leave it out")
+        raise Companion(path, "is a page of the scanner's protocol, not a slice", "Leave it out")
     if found.get("SamplesPerPixel", 1) != 1:
         raise NotASlice(path, "is a colour picture (a report or a screenshot)", "Leave it out")
     if "Rows" in found and "Columns" in found:
@@ -228,8 +228,8 @@ def _stored(found, path, index):
     if missing is not None:
         raise ReadError(path, f"is compressed as {syntax.name} ({syntax}), which is not read here ({missing})",
                         "Decompress it first, for instance with gdcmconv --raw or dcmdjpeg")
-    for name in ("BitsAllocated", "PixelRepresentation", "Rows", "Columns", "PhotometricInterpretation"):
-        if found.get(name) is None and (name != "PixelRepresentation" or "PixelData" in found):
+    for name in ("BitsAllocated", "BitsStored", "PixelRepresentation", "Rows", "Columns", "PhotometricInterpretation"):
+        if found.get(name) is None and (name not in ("BitsStored", "PixelRepresentation") or "PixelData" in found):
             raise ReadError(path, f"lacks {name}, without which its pixels cannot be read", "Export it again")
     if found.BitsAllocated % 8:
         raise ReadError(path, f"is sound, but pixels of {found.BitsAllocated} bits are not read here",
@@ -271,7 +271,9 @@ def _interpret(stored, signed, bits):
     kind = np.dtype(f"{'i' if signed else 'u'}{stored.dtype.itemsize}")
     unused = 8 * kind.itemsize - bits
     meant = np.ascontiguousarray(stored).view(kind)
-    return (meant << unused) >> unused if unused else meant
+    if not signed or not unused:
+        return meant & kind.type(2**bits - 1) if unused else meant
+    return (meant << unused) >> unused
 
 
 def _values(found, path, index):
@@ -290,15 +292,20 @@ def _values(found, path, index):
     remark = (f"by its RescaleType its values are {kind}" if kind not in ("", "HU", "US") else
               "its values go through a table of their own" if found.get("ModalityLUTSequence") else "")
     for number, reading in enumerate([] if remark else readings):
-        values = _interpret(stored, *reading)
+        values = _interpret(stored, *reading) if number else integers
         edges = [slope * edge + scale for edge in _range(values, *reading)]
         padding = _padding(found, stored, values)
         if max(edges) - min(edges) < REACH or min(edges) > LUNG:
             looks, why = False, f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}"
         else:
-            hu = values * np.float32(slope) + np.float32(scale)
+            hu = values.astype(np.float32)
+            if slope != 1:
+                hu *= np.float32(slope)
+            hu += np.float32(scale)
             looks, why = judge(hu, padding)
         stated = intercept is not None and kind != "US" and number == 0
+        if intercept is None and why:
+            why = f"it has no rescale tags, and {why}"
         if looks or (stated and looks is None):
             said = "signed" if reading[0] else "unsigned"
             return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=(

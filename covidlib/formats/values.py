@@ -16,7 +16,7 @@ VACUUM, METAL = -1150, 5000  # HU beyond which nothing is measured but noise and
 LUNG, BONE = -500, 600
 REACH = 1000.0  # HU between the least and the greatest value that a CT has to be able to hold
 _FEW = 64  # values that say nothing
-_SAMPLED = 2**16  # values that are looked at
+_SAMPLED = 2**14  # values that are looked at
 _ON_EDGE = 0.2  # of the edge, from which on a value that repeats is no measurement
 
 
@@ -59,7 +59,7 @@ def judge(values, padding=None):
     air, dense = (seen < LUNG).mean(), (seen > BONE).mean()
     if dense > 0.2 and air < 0.005:
         return False, f"{dense:.0%} of its values lie above {BONE}, as if 1024 had been added, and hardly any is air"
-    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.05:
+    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2:
         return False, f"none of its values is denser than lung ({seen.min():.0f} to {seen.max():.0f})"
     tissue = ((seen > -250) & (seen < 350)).mean()
     levels = [] if level is None else [level]
@@ -84,13 +84,14 @@ def edge_level(values):
 def fill_padding(values, padding=None):
     """float32 (H, W) of HU in which all that was not measured, and all below air, is AIR."""
     values = np.asarray(values, np.float32)
-    outside = ~np.isfinite(values)
-    if padding is not None:
-        outside |= padding
     level = edge_level(values)
-    if level is not None and level > BONE / 2:  # no edge of a slice is bone throughout
-        outside |= values == level
-    if outside.any():
+    dense = level is not None and level > BONE / 2  # no edge of a slice is bone throughout
+    if padding is not None or dense or not np.isfinite(values).all():
+        outside = ~np.isfinite(values)
+        if padding is not None:
+            outside |= padding
+        if dense:
+            outside |= values == level
         values = np.where(outside, np.float32(AIR), values)
     return np.maximum(values, np.float32(AIR))
 

@@ -58,7 +58,7 @@ def test_class_folders(tmp_path):
     assert table.index.tolist() == names
     assert table.patient.tolist() == ["covid/P1", "covid/P1", "", ""]
     assert list(source.manifest) == datasets.COLUMNS and not source.official_split
-    assert "1 files are no images by their name" in source.notes[0] and not source.problems
+    assert "1 files are no images and were passed over" in source.notes[0] and not source.problems
 
 
 def test_parts_above_the_classes(tmp_path):
@@ -203,6 +203,7 @@ def test_of_whole_scans_the_slices_with_lung_are_used(tmp_path, monkeypatch):
     monkeypatch.setattr(slices.lungs, "lung_fraction", lambda image: fractions[image[0, 0] - 60])
     body = np.zeros((6, 6, 50), np.float32)
     body[:] = -1350 + (60 + np.arange(50)) * 1500 / 255  # seen as 60, 61, ...
+    body[2:4, 2:4] = 40
     for name, content in (("covid/a.nii", body), ("normal/b.nii", body), ("normal/c.nii", body[..., :19]),
                           ("normal/d.nii", body[..., 36:].repeat(2, axis=2))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -272,3 +273,75 @@ def test_one_patient_id_in_several_folders_is_noted(tmp_path):
     assert manifest.patient.nunique() == 3
     assert "1 PatientIDs stand in several folders, such as covid/P1 and covid/P2" in notes[-1]
     assert "SAME" not in notes[-1] and "SAME" not in manifest.to_csv()
+
+
+def test_parts_may_have_other_names(tmp_path):
+    for part in ("Train", "Validation", "TESTING"):
+        for label in ("covid", "normal"):
+            write_image(tmp_path / part / label / "a.png")
+    source = datasets.load("folder", tmp_path)
+    assert source.classes == ("covid", "normal") and sorted(source.manifest.split.unique()) == ["test", "train", "val"]
+
+
+@pytest.mark.parametrize("first, second", [("covid", "COVID"), ("normal", "Normal "), ("lésion", "le\u0301sion")])
+def test_classes_spelled_in_two_ways_are_named(tmp_path, first, second):
+    for label in (first, second, "other"):
+        write_image(tmp_path / label / "a.png")
+    with pytest.raises(ValueError, match="classes whose names are spelled in two ways.*Received: .* and "):
+        datasets.load("folder", tmp_path)
+    rows = "".join(f"{label}/a.png,{label.strip()}\n" for label in (first, second, "other"))
+    (tmp_path / "manifest.csv").write_text("path,label\n" + rows, encoding="utf-8")
+    if first != "normal":  # blanks around labels are not theirs
+        with pytest.raises(ValueError, match="spelled in two ways"):
+            datasets.load("folder", tmp_path)
+
+
+ROWS = [("covid/a.png", "covid", "0"), ("normal/é.png", "normal", "0"), ("normal/c.png", "normal", "0")]
+MANIFESTS = {
+    "plain": "path,label,slice_index\ncovid/a.png,covid,0\nnormal/é.png,normal,0\nnormal/c.png,normal,0\n",
+    "bom": "\ufeffpath,label\ncovid/a.png,covid\nnormal/é.png,normal\nnormal/c.png,normal\n",
+    "semicolons": "path;label;slice_index\r\ncovid/a.png;covid;0\r\nnormal/é.png;normal;0\r\nnormal/c.png;normal;\r\n",
+    "tabs": "path\tlabel\ncovid/a.png\tcovid\nnormal/é.png\tnormal\nnormal/c.png\tnormal\n",
+    "excel": "sep=;\npath;label\ncovid/a.png;covid\nnormal/é.png;normal\nnormal/c.png;normal\n",
+    "windows": "path,label\ncovid\\a.png,covid\n.\\normal\\é.png,normal\nnormal\\c.png,normal\n",
+    "dots": "path,label\n./covid/a.png,covid\n./normal//é.png,normal\nnormal/../normal/c.png,normal\n",
+    "decomposed": "path,label\ncovid/a.png,covid\nnormal/e\u0301.png,normal\nnormal/c.png,normal\n",
+    "floats": "path,label,slice_index\ncovid/a.png,covid,0.0\nnormal/é.png,normal,0.00\nnormal/c.png,normal,\n",
+    "empty columns": "path,label,,\ncovid/a.png,covid,,\nnormal/é.png,normal,,\nnormal/c.png,normal,,\n,,,\n\n",
+    "blanks": "path , label\ncovid/a.png , covid\nnormal/é.png,normal \nnormal/c.png, normal\n",
+    "quotes": 'path,"label"\n"covid/a.png",covid\n"normal/é.png",normal\nnormal/c.png,"normal"\n',
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_manifests_as_people_have_them(tmp_path, name, encoding):
+    for path, _, _ in ROWS:
+        write_image(tmp_path / path)
+    (tmp_path / "manifest.csv").write_bytes(MANIFESTS[name].encode(encoding))
+    table = datasets.load("folder", tmp_path).manifest
+    assert dict(zip(table.path, table.label, strict=True)) == {path: label for path, label, _ in ROWS}
+    assert set(table.slice_index) == {0}
+    datasets.save(datasets.load("folder", tmp_path), tmp_path / "out")
+
+
+def test_parts_and_masks_of_a_manifest_as_people_write_them(tmp_path):
+    for name in ("covid/a.png", "normal/b.png", "masks/é.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text(
+        "path;label;split;mask\ncovid\\a.png;covid;Train;masks\\e\u0301.png\nnormal\\b.png;normal;Validation;\n",
+        encoding="utf-8")
+    table = datasets.load("folder", tmp_path).manifest
+    assert table["split"].tolist() == ["train", "val"] and table["mask"].tolist() == ["masks/é.png", ""]
+
+
+@pytest.mark.parametrize("text, what", [
+    ("path,label\na.png,covid\nb,1.png,normal\n", "line 3 has 3 fields where the header has 2: put names that hold"),
+    ("path,label,slice_index\na.png,covid,0\nb.png,normal,1.5\n", "slice_index='1.5' in row 2, b.png"),
+    ("path,label,label\na.png,covid,x\n", "has a column twice"), ("\n,,\n", "it is empty")])
+def test_what_is_wrong_with_a_manifest_is_named_with_its_row(tmp_path, text, what):
+    for name in ("a.png", "b.png", "b,1.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text(text)
+    with pytest.raises(ValueError, match=what):
+        datasets.load("folder", tmp_path)
