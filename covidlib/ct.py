@@ -119,11 +119,8 @@ def read_mask(path, slice_index=0):
     """bool (H, W): where a slice drawn in any of the formats is above 0, whatever the colour; pixels square."""
     reader = _reader(path)
     with reading(path):
-        if reader is pictures:
-            return pictures.read_mask(Path(path), slice_index)
-        found = reader.read(Path(path), slice_index)
-        inside = found.values > 0 if found.padding is None else (found.values > 0) & ~found.padding
-        return values.square_pixels(np.uint8(inside), found.spacing, nearest=True) > 0
+        found = reader.read_mask(Path(path), slice_index)
+        return _squared(path, np.uint8(found.values), found.spacing, nearest=True) > 0
 
 
 def slice_order(path):
@@ -179,10 +176,17 @@ def _read(path, slice_index, square):
             raise ReadError(path, f"is not a grey image with pixels (shape {shape})")
         seen = found.values if found.is_hu else values.to_bytes(found.values, found.padding)
         if square:
-            seen = values.square_pixels(seen, found.spacing)
+            seen = _squared(path, seen, found.spacing)
         _remarks.clear()
         _remarks[_key(path, slice_index)] = found.remark
         return Slice(seen, found.is_hu, found.windows, found.remark, shape)
+
+
+def _squared(path, seen, spacing, nearest=False):
+    try:
+        return values.square_pixels(seen, spacing, nearest)
+    except ValueError as error:
+        raise ReadError(path, str(error), "Mend PixelSpacing, or resample it") from error
 
 
 def _key(path, slice_index):

@@ -46,20 +46,24 @@ def of_file(path, index=0):
     from covidlib import ct
 
     try:
-        if ct.sniff(path) in ("dicom", "nifti"):
-            found = ct.remark(path, index)
-            return [f"its values are doubtful: {found}."] if found else []
+        remark = ct.remark(path, index)
+    except (OSError, ValueError):
+        return []
+    found = [f"its values are doubtful: {remark}."] if remark else []
+    try:
         with Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-                return []
+                return found
             small = picture.convert("RGB")
             small.thumbnail((256, 256))
     except (OSError, ValueError, Image.DecompressionBombError):
-        return []
+        return found
     values = np.asarray(small).astype(int)
     coloured = (np.ptp(values, axis=2) > COLOURED).mean()
-    return [f"{coloured:.0%} of its pixels are coloured: CT slices are grey. Marks and captions mislead a network."
-            ] if coloured > 0.005 else []
+    if coloured > 0.005:
+        found.append(f"{coloured:.0%} of its pixels are coloured: CT slices are grey. Marks and captions mislead a "
+                     "network.")
+    return found
 
 
 def of_slice(picture, lungs, body, harmonised, usual=None):

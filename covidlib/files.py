@@ -70,6 +70,16 @@ def _has_ended(host, pid, born):
         return True
 
 
+def read_text(path) -> str:
+    """A text as editors write it: UTF-8 or, with its mark, UTF-16. ValueError naming it for another encoding."""
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8").lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as text ({error.reason} at byte {error.start}). Save it in "
+                         "UTF-8.") from error
+
+
 def sha256(path) -> str:
     """Hexadecimal SHA-256 of the file at `path`. Raises FileNotFoundError where there is none."""
     with open(path, "rb") as file:

@@ -7,7 +7,6 @@ trained on, and answers with one of them whatever it is shown: the column `doubt
 from __future__ import annotations
 
 import base64
-import functools
 import html
 import io
 import json
@@ -132,7 +131,6 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     known, size = known_of(model_path), model.input_shape[1]
     slices, errors = _find(input_path)
     rows, faults, pictures = [], errors.to_dict("records"), {}
-    of_file = functools.lru_cache(maxsize=1)(doubts.of_file)
     progress = tqdm(range(0, len(slices), batch_size), desc="slices", disable=None)
     for start in progress:
         images, kept = [], []
@@ -144,7 +142,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
                 continue
             body, lung = lungs.segment(picture)
             images.append(harmonise.harmonise(picture, size, lung)[0])
-            found = [*of_file(*scan.source(number)), *doubts.of_slice(picture, lung, body, images[-1], known.typical)]
+            found = [*scan.doubts(number), *doubts.of_slice(picture, lung, body, images[-1], known.typical)]
             kept.append(row | {"lung": bool(lung.any()), "doubts": " ".join(found)})
         if not images:
             continue

@@ -15,13 +15,14 @@ import argparse
 import ast
 import difflib
 import json
+import math
 import os
 import re
 import sys
 import tempfile
 from pathlib import Path
 
-from covidlib.files import require_writable
+from covidlib.files import read_text, require_writable
 
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -44,6 +45,8 @@ def check(given: dict, declared: dict[str, str], notebook: str = "this notebook"
         wanted = TYPES.get(declared[name], object)
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted not in (bool, object)):
             raise TypeError(f"{name} must be of type {declared[name]}. Received: {name}={value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number. Received: {name}={value!r}")
 
 
 def parse(text: str, kind: str):
@@ -64,12 +67,15 @@ def parse(text: str, kind: str):
 
 
 def _entries(text):
-    try:
-        return json.loads(text)
-    except ValueError:
-        if not (text.startswith("[") and text.endswith("]")):
-            raise
-    return [_entry(entry) for entry in map(str.strip, text[1:-1].split(",")) if entry]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            pass
+    entries = [entry.strip() for entry in text[1:-1].split(",")]
+    if not re.fullmatch(r"\[[^\[\]{}\"']*\]", text) or not all(entries):
+        raise ValueError(text)
+    return [_entry(entry) for entry in entries]
 
 
 def _entry(text):
@@ -86,21 +92,28 @@ def read_file(path, declared: dict[str, str]) -> dict:
     """
     import yaml
 
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = read_text(path)
     try:  # YAML's parser takes most of JSON, not its pairs of surrogates
-        return {name: parse(value, declared.get(name, "")) if isinstance(value, str) else value
-                for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError):
-        document = yaml.compose(text)
+        pairs = json.loads(text, object_pairs_hook=list)
+        if isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs):
+            _refuse_twice(path, [name for name, _ in pairs])
+            return {name: parse(value, declared.get(name, "")) if isinstance(value, str) else value
+                    for name, value in pairs}
+    except json.JSONDecodeError:
+        pass
+    document = yaml.compose(text)
     if document is None:
         return {}
     if not isinstance(document, yaml.MappingNode):
         raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: {document.tag}")
-    names = [key.value for key, _ in document.value]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"{path} names a parameter twice. Received: {', '.join(sorted(twice))}")
+    _refuse_twice(path, [key.value for key, _ in document.value])
     return {key.value: _from_node(node, declared.get(key.value, "str")) for key, node in document.value}
+
+
+def _refuse_twice(where, names):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{where} names a parameter twice. Received: {', '.join(twice)}")
 
 
 def _from_node(node, kind):
@@ -112,8 +125,8 @@ def _from_node(node, kind):
             return None
         return parse(node.value, kind) if plain or kind in ("int", "float", "bool") else node.value
     if isinstance(node, yaml.SequenceNode):
-        return [one.value if one.style else _entry(one.value) if isinstance(one, yaml.ScalarNode)
-                else _from_node(one, "list") for one in node.value]
+        return [_from_node(one, "list") if not isinstance(one, yaml.ScalarNode)
+                else one.value if one.style else _entry(one.value) for one in node.value]
     return {key.value: _from_node(value, "str") for key, value in node.value}
 
 
@@ -194,6 +207,19 @@ def _kernel_manager(sockets):
     return KernelManager
 
 
+def _pairs(arguments):
+    """([(name, value), ...] of every -p, the other arguments): argparse would take -1E-4 for an option."""
+    pairs, others = [], []
+    while arguments:
+        if arguments[0] == "-p" and len(arguments) > 2:
+            pairs.append((arguments[1], arguments[2]))
+            arguments = arguments[3:]
+        else:
+            others.append(arguments[0])
+            arguments = arguments[1:]
+    return pairs, others
+
+
 def main(arguments=None) -> int:
     """Command line: see the module's docstring."""
     import yaml
@@ -201,15 +227,17 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m covidlib.run", description=__doc__.split("\n")[0])
     parser.add_argument("notebook")
     parser.add_argument("output")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), help="a parameter; as often as wanted")
     parser.add_argument("-f", metavar="FILE", help="parameters as YAML or JSON; -p goes before it")
-    options = parser.parse_args(arguments)
+    given, others = _pairs(sys.argv[1:] if arguments is None else list(arguments))
+    options = parser.parse_args(others)
     try:
+        _refuse_twice("the command line", [name for name, _ in given])
         declared = declaration(options.notebook)
         parameters = read_file(options.f, declared) if options.f else {}
-        parameters |= {name: parse(value, declared.get(name, "")) for name, value in options.p}
+        parameters |= {name: parse(value, declared.get(name, "")) for name, value in given}
         print(execute(options.notebook, options.output, parameters))
-    except (FileNotFoundError, PermissionError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError, ValueError, TypeError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from covidlib import ct, volumes
+from covidlib import ct, doubts, volumes
 from covidlib.ct import Companion, ReadError
 from covidlib.datasets import listing, natural
 from covidlib.formats import dicom
@@ -88,9 +88,9 @@ class Scan:
             return self._volume[index]
         return (ct.read_hu if self.is_hu else ct.read_slice)(*self.slices[index])
 
-    def source(self, index):
-        """(file, slice within it) whose values slice `index` holds; of a series that was turned, its first."""
-        return (self.turned[0], 0) if self.turned else self.slices[index]
+    def doubts(self, index):
+        """Sentences on the file and the values of slice `index`, see doubts.of_file."""
+        return [] if self.turned else doubts.of_file(*self.slices[index])
 
     def forget(self):
         """Let go of what was read; it is read again when it is asked for."""
@@ -150,11 +150,12 @@ def _of_series(series, root):
     first = dicom.header(series.files[0], list(TOLD))
     facts = {told: str(value) for tag, told in TOLD.items() if (value := first.get(tag)) not in (None, "")}
     series.require_plane(volumes.TURNED)
-    slices, turned = series.slices, [] if series.axial else series.files
+    files = list(dict.fromkeys(series.files))
+    slices, turned = series.slices, [] if series.axial else files
     if turned:  # what was across or down the stored slices is now along the body
         down = abs(series.axes[5]) > abs(series.axes[2])
         slices = [(turned[0], index) for index in range(series.headers[0].Rows if down else series.headers[0].Columns)]
-    more = len(series.files) - 1
+    more = len(files) - 1
     title = _name(series.files[0], root) + (f" and {more} more" if more else "")
     return Scan(title, slices, facts, list(series.notes), turned)
 

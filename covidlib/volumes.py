@@ -29,16 +29,17 @@ _TAGS = ["SeriesInstanceUID", "SeriesDescription", "SOPInstanceUID", "SOPClassUI
 
 @dataclass(frozen=True)
 class Series:
-    """One DICOM series, its `files` from the feet up (as given where nothing says their place).
+    """One DICOM series, slice by slice from the feet up (as given where nothing says their place).
 
-    positions: float (D,), millimetres along the normal, or None; axes: direction cosines (6,) of rows and columns,
-    or None; headers: of each file, without pixels; problems: ReadErrors of files that are not in `files`, since they
-    are double, of another size or in another plane; notes: sentences on gaps.
+    files, headers (without pixels) and frames: of each slice; positions: float (D,), millimetres along the normal, or
+    None; axes: direction cosines (6,) of rows and columns, or None; problems: ReadErrors of slices that are left out,
+    since they are double, of another size or in another plane; notes: sentences on gaps and on a tilted gantry.
     """
 
     uid: str
     files: list[Path]
     headers: list
+    frames: list[int]
     positions: np.ndarray | None = None
     axes: np.ndarray | None = None
     problems: list[ReadError] = field(default_factory=list)
@@ -51,22 +52,20 @@ class Series:
 
     @property
     def slices(self):
-        """[(file, frame), ...] in the order of the body, see dicom.order. Raises ReadError."""
-        found = [(file, frame, header) for file, header in zip(self.files, self.headers, strict=True)
-                 for frame in dicom.order(header, file)]
-        if len(found) > len(self.files) > 1 and self.axes is not None:  # parts of one scan, of many frames each
-            found.sort(key=lambda one: _height(one[2], one[1], self.axes))
-        return [(file, frame) for file, frame, _ in found]
+        """[(file, frame), ...]"""
+        return list(zip(self.files, self.frames, strict=True))
 
     @property
     def spacing(self):
-        """Millimetres between slices, rows and columns, each None where it is unknown. Raises ReadError."""
-        positions = self.positions
-        if self.axes is not None and len(self.files) == 1:
-            positions = [_height(self.headers[0], frame, self.axes) for _, frame in self.slices]
-        steps = [] if positions is None else np.diff(positions)
+        """Millimetres between slices, rows and columns, each None where it is unknown."""
+        steps = [] if self.positions is None else np.diff(self.positions)
         rows, columns = dicom.pixel_spacing(self.headers[0]) or (None, None)
         return float(np.median(steps)) if len(steps) else None, rows, columns
+
+    def name(self, n):
+        """Of slice `n`, for a message."""
+        many = self.files.count(self.files[n]) > 1
+        return self.files[n].name + (f" (frame {self.frames[n] + 1})" if many else "")
 
     def require_plane(self, least=None):
         """ReadError unless its slices are axial, or at least `least` of them, so that axial ones can be cut."""
@@ -89,7 +88,7 @@ def group_series(files, together=True):
             with reading(file):
                 header = dicom.header(file, _TAGS)
                 dicom.check_slice(header, file)
-                list(header), _order("", [(file, header)]).spacing  # what is damaged shows itself here, with its file
+                list(header), _order("", [(file, header)])  # what is damaged shows itself here, with its file
             uid = str(header.get("SeriesInstanceUID") or "")
             whose = str(header.get("PatientID") or "")  # some anonymisers give several patients one UID
             groups.setdefault((uid, whose, None if uid or together else file), []).append((file, header))
@@ -110,7 +109,7 @@ def read_volume(path):
             return _stack([(path, index) for index in ct.slice_order(path)])
         path = [Path(path)]
     series = one_series(path)
-    if len(series.files) > 1 and series.positions is None and "InstanceNumber" not in series.headers[0]:
+    if len(set(series.files)) > 1 and series.positions is None and "InstanceNumber" not in series.headers[0]:
         raise ReadError(series.files[0], "says nothing of its place in the series", "Order the slices in a manifest")
     if series.axial:
         return _stack(series.slices)
@@ -164,64 +163,64 @@ def _is_dicom(file):
 
 def _order(uid, members):
     """Series of (file, header) pairs."""
-    members, problems = _same([*members], lambda header: (header.get("Rows"), header.get("Columns")), _odd_size)
-    places = [dicom.place(header) for _, header in members]
+    slices = [(file, header, frame) for file, header in members for frame in dicom.order(header, file)]
+    slices, problems = _same(slices, lambda header, _: (header.get("Rows"), header.get("Columns")), _odd_size)
     axes = None
-    if all(found is not None for found in places):
-        def plane(header):
-            return tuple(np.round(dicom.place(header)[1], 2) + 0.0)
-        members, odd = _same(members, plane, lambda *_: "lies in another plane than the rest of its series")
+    if all(dicom.place(header, frame) is not None for _, header, frame in slices):
+        def plane(header, frame):
+            return tuple(np.round(dicom.place(header, frame)[1], 2) + 0.0)
+        slices, odd = _same(slices, plane, lambda *_: "lies in another plane than the rest of its series")
         problems += odd
-        axes = dicom.place(members[0][1])[1]
-    members, positions = _sorted(members, axes)
-    series = Series(uid, *map(list, zip(*members, strict=True)), positions, axes, problems)
+        axes = dicom.place(*slices[0][1:])[1]
+    slices, positions = _sorted(slices, axes)
+    series = Series(uid, *map(list, zip(*slices, strict=True)), positions, axes, problems)
     return _note_tilt(_note_gaps(_drop_doubles(series)))
 
 
-def _same(members, key, what):
-    """(members with the commonest key, ReadErrors of the others)"""
-    keys = [key(header) for _, header in members]
+def _same(slices, key, what):
+    """(slices with the commonest key, ReadErrors of the others)"""
+    keys = [key(header, frame) for _, header, frame in slices]
     usual = Counter(keys).most_common(1)[0][0]
-    odd = [ReadError(file, what(found, usual), "Move it to a folder of its own")
-           for (file, _), found in zip(members, keys, strict=True) if found != usual]
-    return [member for member, found in zip(members, keys, strict=True) if found == usual], odd
+    odd = {file: ReadError(file, what(found, usual), "Move it to a folder of its own")
+           for (file, *_), found in zip(slices, keys, strict=True) if found != usual}
+    return [one for one, found in zip(slices, keys, strict=True) if found == usual], list(odd.values())
 
 
 def _odd_size(found, usual):
     return f"has {found[1]}x{found[0]} pixels, the rest of its series {usual[1]}x{usual[0]}"
 
 
-def _sorted(members, axes):
-    """(members from the feet up, millimetres or None): by place, SliceLocation or InstanceNumber, else as given."""
+def _sorted(slices, axes):
+    """(slices from the feet up, millimetres or None): by place, SliceLocation or InstanceNumber, else as given."""
     if axes is not None:
-        numbers = [_height(header, 0, axes) for _, header in members]
-        return _by(numbers, members)
+        return _by([_height(header, frame, axes) for _, header, frame in slices], slices)
     for keyword in ("SliceLocation", "InstanceNumber"):
-        numbers = [header.get(keyword) for _, header in members]
+        numbers = [header.get(keyword) for _, header, _ in slices]
         if None not in numbers:
-            members, positions = _by(np.array(numbers, float), members)
-            return members, positions if keyword == "SliceLocation" else None
-    return members, None
+            slices, positions = _by(np.array(numbers, float), slices)
+            return slices, positions if keyword == "SliceLocation" else None
+    return slices, None
 
 
-def _by(numbers, members):
+def _by(numbers, slices):
     order = np.argsort(numbers, kind="stable")
-    return [members[i] for i in order], np.asarray(numbers)[order]
+    return [slices[i] for i in order], np.asarray(numbers)[order]
 
 
 def _drop_doubles(series):
-    """Without the second of two files at one place, or with one SOPInstanceUID where nothing says their places.
+    """Without the second of two slices at one place, or with one SOPInstanceUID where nothing says their places.
 
     One SOPInstanceUID at several places is the work of an anonymiser: noted, and nothing is dropped.
     """
     seen, kept, shared, problems = {}, [], 0, list(series.problems)
     positions = [None] * len(series.files) if series.positions is None else series.positions
     for n, (file, header, position) in enumerate(zip(series.files, series.headers, positions, strict=True)):
-        uid = header.get("SOPInstanceUID") or file
+        uid = header.get("SOPInstanceUID") or file, series.frames[n]
         before = kept[-1] if kept else None
-        here = position is not None and before is not None and position - positions[before] < SAME_PLACE
+        here = (position is not None and before is not None and position - positions[before] < SAME_PLACE
+                and (file != series.files[before] or series.axes is not None))
         if here or (position is None and uid in seen):
-            twin = series.files[before if here else seen[uid]].name
+            twin = series.name(before if here else seen[uid])
             where = f"lies at the place of {twin} in its series ({position:.2f} mm)" if here else f"is {twin} again"
             same = ", with the same SOPInstanceUID" if uid in seen else ""
             problems.append(ReadError(file, where + same, "Keep one of the two, or part the series"))
@@ -231,7 +230,8 @@ def _drop_doubles(series):
         kept.append(n)
     notes = [f"{shared} slices of the series in {series.files[0].parent.name} repeat the SOPInstanceUID of another at "
              "another place; they are kept."] if shared else []
-    return replace(series, files=[series.files[n] for n in kept], headers=[series.headers[n] for n in kept],
+    files, headers, frames = ([of[n] for n in kept] for of in (series.files, series.headers, series.frames))
+    return replace(series, files=files, headers=headers, frames=frames,
                    positions=None if series.positions is None else series.positions[kept], problems=problems,
                    notes=series.notes + notes)
 
@@ -240,8 +240,9 @@ def _note_gaps(series):
     if series.positions is None or len(series.files) < 3:
         return series
     steps = np.diff(series.positions)
-    usual, names = np.median(steps), [file.name for file in series.files]
-    gaps = [f"{steps[n]:.1f} mm between {names[n]} and {names[n + 1]}" for n in np.flatnonzero(steps > GAP * usual)]
+    usual = np.median(steps)
+    gaps = [f"{steps[n]:.1f} mm between {series.name(n)} and {series.name(n + 1)}"
+            for n in np.flatnonzero(steps > GAP * usual)]
     if not gaps:
         return series
     shown = "; ".join(gaps[:3]) + ("; ..." if len(gaps) > 3 else "")
@@ -253,10 +254,11 @@ def _note_gaps(series):
 def _note_tilt(series):
     """With a note where slices are not stacked along their normal, or the header says that the gantry was tilted."""
     degrees = dicom.tilt(series.headers[0])
-    if series.axes is not None and len(series.files) > 1:
-        along = dicom.place(series.headers[-1])[0] - dicom.place(series.headers[0])[0]
-        if np.linalg.norm(along) > SAME_PLACE:
-            cosine = abs(along @ dicom.normal(series.axes)) / np.linalg.norm(along)
+    if series.axes is not None:
+        first, last = (dicom.place(series.headers[n], series.frames[n])[0] for n in (0, -1))
+        length = np.linalg.norm(last - first)
+        if length > SAME_PLACE:
+            cosine = abs((last - first) @ dicom.normal(series.axes)) / length
             degrees = max(degrees, float(np.degrees(np.arccos(min(1.0, cosine)))))
     if degrees < _TILTED:
         return series

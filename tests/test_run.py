@@ -148,7 +148,8 @@ TYPED = [("rate", "1e-4", 1e-4), ("rate", "3e-05", 3e-05), ("rate", "1", 1), ("c
          ("name", "C:\\new\\table", "C:\\new\\table"), ("name", "/\U00020bb7/é/'\"", "/\U00020bb7/é/'\""),
          ("name", "[1, 2]", "[1, 2]"), ("name", "{a}", "{a}"), ("name", "null", "null"), ("name", "a\nb", "a\nb"),
          ("flag", "true", True), ("flag", "No", False), ("several", "[27, 6, 27]", [27, 6, 27]), ("several", "[]", []),
-         ("several", "[resnet50, no]", ["resnet50", "no"]), ("several", "[1e-4, 'a']", [1e-4, "'a'"]),
+         ("several", "[resnet50, no]", ["resnet50", "no"]), ("several", "[1e-4, 'a, b']", [1e-4, "a, b"]),
+         ("rate", "-1E-4", -1e-4), ("name", "-x", "-x"),
          ("several", '["a, b", "c"]', ["a, b", "c"])]
 
 
@@ -158,9 +159,21 @@ def test_values_are_read_by_the_annotation(typed, capsys, name, text, value):
 
 
 @pytest.mark.parametrize("name, text", [("count", "1.5"), ("count", "many"), ("rate", "fast"), ("flag", "2"),
-                                        ("several", "a, b"), ("count", ""), ("rate", "1,5")])
+                                        ("several", "a, b"), ("count", ""), ("rate", "1,5"), ("rate", "nan"),
+                                        ("several", "[a, [b]]"), ("several", "[1,,2]"), ("several", "[a, \"b]")])
 def test_what_the_annotation_does_not_allow_is_named(typed, capsys, name, text):
-    assert f"Received: {name}={text!r}" in typed(capsys, "-p", name, text)
+    said = typed(capsys, "-p", name, text)
+    assert f"Received: {name}={text if text == 'nan' else repr(text)}" in said
+
+
+def test_a_parameter_that_is_given_twice_is_refused(typed, capsys, tmp_path):
+    assert "command line names a parameter twice. Received: count" in typed(capsys, "-p", "count", 1, "-p", "count", 2)
+    for text in ('{"count": 1, "count": 2}', "count: 1\ncount: 2\n"):
+        (tmp_path / "given").write_text(text)
+        assert "given names a parameter twice. Received: count" in typed(capsys, "-f", tmp_path / "given")
+    assert "Is a directory" in typed(capsys, "-f", tmp_path)
+    (tmp_path / "given").write_bytes("count: 010\nseveral: [a, [b, {c: d}]]\n".encode("utf-16"))
+    assert typed(capsys, "-f", tmp_path / "given") == {"count": 10, "several": ["a", ["b", {"c": "d"}]]}
 
 
 @pytest.mark.parametrize("text, values", [

@@ -286,14 +286,14 @@ class Viewer:
         shown = scan.picture(index, (self.centre.value, self.width.value))
         seen = Seen(scan.picture(index))
         about = f"slice {index + 1} of {len(scan)} of {scan.title}"
-        path, known = scan.source(index), self.file_doubts
-        if path not in known:
-            known[path] = doubts.of_file(*path)
+        known = self.file_doubts
+        if index not in known:
+            known[index] = scan.doubts(index)
         for panel, network in zip(self.panels, [*asked, None, None], strict=False):
             if network is None and (asked or panel is not self.panels[0]):
                 panel.hide()
             else:
-                panel.show(index, shown, seen, network, about, known[path], overlay, k, opacity)
+                panel.show(index, shown, seen, network, about, known[index], overlay, k, opacity)
         if self._paint_failed:
             self._paint_failed = False
             self._say("")

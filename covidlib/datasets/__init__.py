@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from covidlib.ct import ReadError
-from covidlib.files import sha256, write_atomically
+from covidlib.files import read_text, sha256, write_atomically
 
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")
@@ -209,18 +210,16 @@ def read_csv(path):
     ValueError naming the file, and the line where there is one: for another encoding, a row with more fields than the
     header has names, or a name that stands twice.
     """
-    data = Path(path).read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = read_text(path)
+    head, _, rest = text.lstrip().partition("\n")
+    if re.fullmatch(r'"?sep=.?"?', head.strip(), re.IGNORECASE):  # a hint to Excel
+        text = rest
+    header = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
+    delimiter = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        text = data.decode(encoding).lstrip("\ufeff")
-        header = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
-        if header.lower().startswith("sep="):  # a hint to Excel
-            text = text.split("\n", 1)[1]
-            header = text.split("\n", 1)[0]
-        delimiter = max(",;\t", key=header.count)
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         lines = [(rows.line_num, row) for row in rows if any(field.strip() for field in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a CSV ({error}). Save it as CSV in UTF-8, a row for each "
                          "slice.") from error
     if not lines:
@@ -228,14 +227,15 @@ def read_csv(path):
     names = [name.strip() for name in lines[0][1]]
     while names and not names[-1]:
         names.pop()
+    named = [name for name in names if name]  # without the number that some programs give each row
     for number, row in lines[1:]:
         if any(field.strip() for field in row[len(names):]):
             raise ValueError(f"{path}, line {number} has {len(row)} fields where the header has {len(names)}: put "
                              f"names that hold a {delimiter!r} in double quotes. Received: {delimiter.join(row)[:120]}")
-    if len(set(names)) < len(names):
+    if len(set(named)) < len(named):
         raise ValueError(f"{path} has a column twice. Received: columns={names}")
     width = len(names)
-    return pd.DataFrame([(row + [""] * width)[:width] for _, row in lines[1:]], columns=names, dtype=str)
+    return pd.DataFrame([(row + [""] * width)[:width] for _, row in lines[1:]], columns=names, dtype=str)[named]
 
 
 def inside(root, relative):

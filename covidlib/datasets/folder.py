@@ -29,8 +29,7 @@ def load(root):
     """
     root = Path(root)
     listed = (root / "manifest.csv").is_file()
-    table, problems, passed_over = _from_csv(root) if listed else _from_folders(root)
-    notes = []
+    table, problems, passed_over, notes = _from_csv(root) if listed else _from_folders(root)
     classes = sorted(set(table.label), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     _refuse_twins(root, classes)
     if len(classes) < 2:
@@ -71,7 +70,13 @@ def _from_csv(root):
         keep &= ~lost
     table["path"] = table.path.where(keep, "")  # an unusable file still says that its class exists
     alike = ["path", "slice_index"] if "slice_index" in table else ["path"]
-    return table[~table.duplicated(alike) | ~keep], problems, 0
+    for (path, *_), rows in table[keep].groupby(alike):
+        other = [name for name in table if rows[name].nunique() > 1]
+        if other:
+            problems.append(ReadError(root / path, f"is listed in manifest.csv twice, with another {other[0]} "
+                                      f"({' and '.join(rows[other[0]].unique()[:2])})", "Keep the line that is right"))
+            keep &= table.path != path
+    return table[~table.duplicated(alike) | ~keep], problems, 0, []
 
 
 def _from_folders(root):
@@ -99,7 +104,17 @@ def _from_folders(root):
     if empty or not rows:
         names = ", ".join(sorted(empty)) or "any class"
         raise FileNotFoundError(f"{root} holds no images of {names}. {_LAYOUT}.")
-    return pd.DataFrame(rows), problems, passed_over
+    beside = _loose_images(root, [root, *parts])
+    notes = [f"{len(beside)} images lie beside the class folders and were left out, such as {beside[0]}."
+             ] if beside else []
+    return pd.DataFrame(rows), problems, passed_over, notes
+
+
+def _loose_images(root, folders):
+    """Images that lie in these folders themselves, relative to `root`."""
+    files = [file.relative_to(root).as_posix() for folder in folders for file in sorted(folder.iterdir())
+             if file.is_file() and not listing.is_left_behind(file.name)]
+    return listing.without_other_files(root, files)[0]
 
 
 def _refuse_twins(root, classes):

@@ -17,7 +17,7 @@ from covidlib.datasets import inside
 
 _LEFT_BEHIND = (".*", "__macosx", "lost+found", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
                 "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
-                "icon\r", "dicomdir", "~$*")
+                "icon\r", "dicomdir", "~$*", "__pycache__")
 
 
 def is_left_behind(name):
@@ -131,4 +131,10 @@ def _missing(root, path, where):
         inside(root, path)
     except ValueError:
         return ReadError(root / path, f"is listed in {where} and lies outside data_root", f"Mend {where}")
+    if not path:
+        return ReadError(root, f"stands in a row of {where} without a path", f"Mend {where}")
+    if (root / path).is_dir():
+        return ReadError(root / path, f"is listed in {where} and is a folder", "List the files in it")
+    if (root / path).exists():
+        return ReadError(root / path, f"is listed in {where} and is hidden or a system's", "Move or rename it")
     return ReadError(root / path, f"is listed in {where} and does not exist", "Unpack the set completely")

@@ -45,7 +45,7 @@ def expand(root, table):
         for one in series:
             problems += one.problems
             notes += one.notes
-            without_hu += sum(map(dicom.lacks_rescale, one.headers))
+            without_hu += sum(map(dicom.lacks_rescale, dict(zip(one.files, one.headers, strict=True)).values()))
             try:
                 one.require_plane()
                 shown = _series_rows(one, group, people, salt)
@@ -79,18 +79,17 @@ def _series_rows(series, group, people, salt):
     slice_mm, row_mm, column_mm = series.spacing
     facts = {"series": _short_hash(series.uid, salt) if series.uid else None, "slice_mm": slice_mm,
              "spacing_mm": min(row_mm, column_mm) if row_mm else None}
-    found = {}  # file -> (patient, slice_index of a file of one slice)
-    for n, (file, header) in enumerate(zip(series.files, series.headers, strict=True)):
-        frames = int(header.get("NumberOfFrames") or 1)
+    found = {}  # slice -> (patient, slice_index)
+    for n, (file, frame, header) in enumerate(zip(series.files, series.frames, series.headers, strict=True)):
+        many = int(header.get("NumberOfFrames") or 1) > 1
         name = str(header.get("PatientID") or "")
         if name:
             people.setdefault(_short_hash(name, salt), set()).add(group[file]["patient"])
-        alone = f"{group[file]['label']}/{file.name}" if frames > 1 else ""
+        alone = f"{group[file]['label']}/{file.name}" if many else ""
         loose = f"dicom-{_short_hash(name, salt)}" if name else alone
-        found[file] = group[file]["patient"] or loose, n if frames == 1 else None
+        found[file, frame] = group[file]["patient"] or loose, frame if many else n
     shown = _with_lung(series.slices) if series.uid else series.slices
-    return [{**group[file], **facts, "patient": found[file][0],
-             "slice_index": frame if found[file][1] is None else found[file][1]} for file, frame in shown]
+    return [{**group[one[0]], **facts, "patient": found[one][0], "slice_index": found[one][1]} for one in shown]
 
 
 def _with_lung(slices):

@@ -20,11 +20,12 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
     RLELossless,
 )
+from scipy import ndimage
 
 from covidlib.formats import AGAIN, MAX_BYTES, Companion, NotASlice, ReadError, check_index, check_size, held
 from covidlib.formats.jpeg import check_scans, stated_size
 from covidlib.formats.pictures import grey_of_colours
-from covidlib.formats.values import LUNG, REACH, Decoded, fill_padding, judge
+from covidlib.formats.values import FEW, LUNG, REACH, Decoded, fill_padding, judge
 
 MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
 SAME_PLACE = 0.01  # mm
@@ -34,7 +35,7 @@ _NO_SLICE = {"LOCALIZER": "a localiser", "SCOUT": "a localiser", "TOPOGRAM": "a 
 _COMPANIONS = {"PR": "a presentation state", "SR": "a report", "KO": "a selection of key images", "DOC": "a document",
                "RTSTRUCT": "contours", "RTPLAN": "a plan", "RTRECORD": "a record of treatment", "REG": "a registration",
                "FID": "fiducials", "RWV": "a table of values", "AU": "a recording", "PLAN": "a plan"}
-_NO_IMAGE = "PresentationState", "MediaStorageDirectory", "RawData"
+_NO_IMAGE = "PresentationState", "MediaStorageDirectory", "RawData", "SRStorage", "KeyObject", "Encapsulated"
 _PAGES = "patient protocol", "exam protocol", "protocol page", "dose report", "dose info", "dose summary"
 
 
@@ -68,8 +69,23 @@ def read(path, slice_index):
         raise ReadError(path, "holds no pixel data", "Export the image itself, not its header")
     index = check_index(path, slice_index, _frames(found, path))
     decoded = _values(found, path, index)
+    return _upright_decoded(found, index, decoded)
+
+
+def read_mask(path, slice_index):
+    """Decoded bool values of a frame: where its stored values are above 0, whatever rescale tags it has from a CT."""
+    found = held(_dataset, path)
+    index = check_index(path, slice_index, _frames(found, path))
+    stored, readings = _stored(found, path, index)
+    return _upright_decoded(found, index, Decoded(_interpret(stored, *readings[0]) > 0))
+
+
+def _upright_decoded(found, index, decoded):
+    """Turned as seen by a radiologist where it is axial, with its spacing; with a remark where it is not axial."""
     found_place, spacing = place(found, index), pixel_spacing(found, index)
-    if not found_place or not is_axial(found_place[1]):
+    if found_place and not is_axial(found_place[1]):
+        return decoded._replace(spacing=spacing, remark=decoded.remark or "it is not an axial slice")
+    if not found_place:
         return decoded._replace(spacing=spacing)
     axes = found_place[1]
     if spacing and abs(axes[1]) > abs(axes[0]):
@@ -131,8 +147,9 @@ def place(found, index=0):
                      ("PlaneOrientationSequence", "ImageOrientationPatient")))
     if origin is None or axes is None or len(origin) != 3 or len(axes) != 6:
         return None
-    found_place = np.array(origin, float), np.array(axes, float)
-    return found_place if all(np.isfinite(part).all() for part in found_place) else None
+    origin, axes = np.array(origin, float), np.array(axes, float)
+    flat = np.linalg.norm(np.cross(axes[:3], axes[3:])) < 0.5
+    return None if flat or not (np.isfinite(origin).all() and np.isfinite(axes).all()) else (origin, axes)
 
 
 def pixel_spacing(found, index=0):
@@ -253,6 +270,7 @@ def _stored(found, path, index):
     else:
         options = {"view_only": True}
     stored, _ = decoder.as_array(found, index=index, raw=True, correct_unused_bits=False, **options)
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     if stored.dtype.kind == "f":
         return stored, [(True, 32)]
     width = 8 * stored.dtype.itemsize
@@ -294,7 +312,7 @@ def _values(found, path, index):
     for number, reading in enumerate([] if remark else readings):
         values = _interpret(stored, *reading) if number else integers
         edges = [slope * edge + scale for edge in _range(values, *reading)]
-        padding = _padding(found, stored, values)
+        padding = _padding(found, stored, values, slope, scale)
         if max(edges) - min(edges) < REACH or min(edges) > LUNG:
             looks, why = False, f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}"
         else:
@@ -306,18 +324,35 @@ def _values(found, path, index):
         stated = intercept is not None and kind != "US" and number == 0
         if intercept is None and why:
             why = f"it has no rescale tags, and {why}"
+        if stated and looks is None and scale == 0:  # as where nothing was stated
+            looks = None if _may_be_inside(hu, padding) else False
         if looks or (stated and looks is None):
             said = "signed" if reading[0] else "unsigned"
-            return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=(
-                f"its header says otherwise, but its values are HU only as {said} numbers of {reading[1]} bits"
-                if number else ""))
+            doubt = (f"its header says otherwise, but its values are HU only as {said} numbers of {reading[1]} bits"
+                     if number else why if scale == 0 else _cut_off(found, stored, values))
+            return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=doubt)
         remark = remark or why
-    padding = _padding(found, stored, integers)
+    padding = _padding(found, stored, integers, slope, scale)
     if found.PhotometricInterpretation == "MONOCHROME1":
         integers = sum(_range(integers, *readings[0])) - integers.astype(np.float64)
     if readings[0] == (False, 8):
         return Decoded(integers.astype(np.uint8), padding=padding, remark=remark)
     return Decoded(integers.astype(np.float32), padding=padding, remark=remark)
+
+
+def _may_be_inside(hu, padding):
+    """Whether values could be of the inside of a body: some are fat, and they spread."""
+    seen = hu if padding is None else hu[~padding]
+    low, high = np.percentile(seen, (1, 99)) if seen.size else (0, 0)
+    return seen.size < FEW or (low < -30 and high - low > 100)
+
+
+def _cut_off(found, stored, values):
+    """A remark where bits above those that the header names are set, though no overlay is said to lie there."""
+    signs = values.astype(stored.dtype) if stored.dtype.kind != "f" else stored
+    if (signs == stored).all() or any(element.tag.group & 0xFF01 == 0x6000 for element in found):
+        return ""
+    return f"bits above the {found.BitsStored} that its header names are set, and were cut off"
 
 
 def _range(values, signed, bits):
@@ -344,18 +379,33 @@ def _item(found, group, name, index):
     return found.get(name)
 
 
-def _padding(found, stored, values):
-    """bool (H, W): pixels outside the scanned circle, by PixelPaddingValue and its range limit; None without them."""
+def _padding(found, stored, values, slope, scale):
+    """bool (H, W): pixels outside the scanned circle, by PixelPaddingValue and its range limit; None without them.
+
+    Where the tags would take HU of a body, only what is joined to the edge counts, and nothing where all of it is.
+    """
     value, limit = found.get("PixelPaddingValue"), found.get("PixelPaddingRangeLimit")
     if value is None:
         return None
-    outside = np.zeros(values.shape, bool)
+    outside, inner = np.zeros(values.shape, bool), False
     for kind in {values.dtype, stored.dtype}:
         # the tag may be read unsigned where pixels are signed: wrap it as the pixels are
         edges = np.array([value, value if limit is None else limit], np.int64).astype(kind)
         for pixels in (values, stored.view(kind)):  # whether or not it was cut to the bits that count
             outside |= (pixels >= edges.min()) & (pixels <= edges.max())
+        inner |= LUNG - 400 < float(edges.max()) * slope + scale < 3000
+    if outside.all() or not outside.any():
+        return None
+    if inner:
+        joined = ndimage.binary_propagation(_ring(outside.shape) & outside, mask=outside)
+        outside &= joined
     return outside
+
+
+def _ring(shape):
+    ring = np.ones(shape, bool)
+    ring[1:-1, 1:-1] = False
+    return ring
 
 
 def _windows(found):

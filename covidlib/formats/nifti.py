@@ -66,7 +66,11 @@ def _spacing(affine):
 
 def _affine(header):
     """The header's best affine that has a volume: its sform, its qform, or that of its voxel sizes alone."""
-    for affine in (header.get_best_affine(), header.get_qform(coded=True)[0], header.get_base_affine()):
+    for find in (header.get_best_affine, lambda: header.get_qform(coded=True)[0], header.get_base_affine):
+        try:
+            affine = find()
+        except ValueError:  # a quaternion that turns nothing
+            continue
         if affine is not None and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
             return affine
     return np.diag([-1.0, 1.0, 1.0, 1.0])
@@ -79,6 +83,13 @@ def read(path, slice_index):
     if volume.is_hu:
         return Decoded(fill_padding(values), True, spacing=volume.spacing)
     return Decoded(values, spacing=volume.spacing, remark=volume.remark)
+
+
+def read_mask(path, slice_index):
+    """Decoded bool values of a slice: where what is stored is above 0, whatever its header has left of a CT's scale."""
+    volume = load(path)
+    stored = volume.stored[check_index(path, slice_index, len(volume.stored))]
+    return Decoded(stored > 0, spacing=volume.spacing)
 
 
 def _scaled(stored, slope, intercept):

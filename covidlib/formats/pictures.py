@@ -19,6 +19,7 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_LENGTH = 2
 # Pillow cuts colours of 16 bits to the upper 8. Read in the other byte order, the same pixels give the lower 8.
 _LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B",
           "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B", "RGBA;16N": "RGBA;16B", "LA;16B": "RGBA"}
+_EIGHT_BITS = "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"
 _KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating point numbers", 5: "complex numbers",
           6: "complex numbers"}
 
@@ -45,10 +46,10 @@ def read(path, slice_index):
 
 
 def read_mask(path, slice_index):
-    """bool (H, W): where a picture of any colour is not black."""
+    """Decoded bool values: where a picture of any colour is not black."""
     values, padding = _levels(path, slice_index)
     lit = (values if values.ndim == 2 else values.max(axis=2)) > 0
-    return lit if padding is None else lit & ~(padding if padding.ndim == 2 else padding[..., 0])
+    return Decoded(lit if padding is None else lit & ~(padding if padding.ndim == 2 else padding[..., 0]))
 
 
 def grey_of_colours(path, colours):
@@ -64,8 +65,10 @@ def _levels(path, slice_index):
     with _page(path, slice_index) as image:
         tile, tags = image.tile[0] if image.tile else None, dict(getattr(image, "tag_v2", {}))
         image.load()
-        image = ImageOps.exif_transpose(image)
+        image = _turned(image)
     codec = tile and (tile.args if isinstance(tile.args, str) else tile.args[0])
+    if max(tags.get(_BITS, (8,))) > 8 and image.mode in _EIGHT_BITS and codec not in _LOWER:
+        _refuse(path, _unusual_tiff(path))  # Pillow would cut it to 8 bits, or take bytes for pixels
     if codec in _LOWER:
         return _wide_colours(image, codec, _lower_bytes(path, slice_index, _LOWER[codec]))
     kind = tags.get(_SAMPLE_FORMAT, (1,))[0]
@@ -75,10 +78,11 @@ def _levels(path, slice_index):
         clear = image.info.get("transparency")
         clear = values == clear if isinstance(clear, int) else None
         if tags.get(_PHOTOMETRIC) == 0:
-            values = values[np.isfinite(values)].max(initial=0) - values
+            whole = values.dtype.kind == "u"
+            values = (np.iinfo(values.dtype).max if whole else values[np.isfinite(values)].max(initial=0)) - values
         return values, clear
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
-        image = image.convert("RGBA")
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), None
 
@@ -88,7 +92,15 @@ def _lower_bytes(path, slice_index, codec):
         image.tile = [one._replace(args=codec if isinstance(one.args, str) else (codec, *one.args[1:]))
                       for one in image.tile]
         image.load()
-        return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+        return np.asarray(_turned(image)).astype(np.uint16)
+
+
+def _turned(image):
+    """As its orientation tag says; as it is where its tags are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever damaged tags raise
+        return image.copy()
 
 
 def _wide_colours(image, codec, lower):

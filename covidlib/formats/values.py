@@ -15,7 +15,7 @@ AIR = -1024.0
 VACUUM, METAL = -1150, 5000  # HU beyond which nothing is measured but noise and the largest implants
 LUNG, BONE = -500, 600
 REACH = 1000.0  # HU between the least and the greatest value that a CT has to be able to hold
-_FEW = 64  # values that say nothing
+FEW = 64  # values that say nothing
 _SAMPLED = 2**14  # values that are looked at
 _ON_EDGE = 0.2  # of the edge, from which on a value that repeats is no measurement
 
@@ -50,27 +50,29 @@ def judge(values, padding=None):
     if level is not None:
         kept &= seen != level
     seen = seen[kept]
-    if len(seen) < _FEW:
-        return None, ""
+    if len(seen) < FEW:
+        return (True if level is not None and VACUUM < level < -900 else None), ""
     below, above = (seen < VACUUM).mean(), (seen > METAL).mean()
     if below > 0.05 or above > 0.05:
         return False, (f"{max(below, above):.0%} of its values lie " + (f"below {VACUUM}" if below > above else
                                                                        f"above {METAL}") + ", where no body has any")
     air, dense = (seen < LUNG).mean(), (seen > BONE).mean()
-    if dense > 0.2 and air < 0.005:
-        return False, f"{dense:.0%} of its values lie above {BONE}, as if 1024 had been added, and hardly any is air"
+    if dense > 0.25 * max(1 - air, 0.04):
+        return False, f"{dense / (1 - air):.0%} of its values but air lie above {BONE}, as if 1024 had been added"
     if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2:
         return False, f"none of its values is denser than lung ({seen.min():.0f} to {seen.max():.0f})"
     tissue = ((seen > -250) & (seen < 350)).mean()
     levels = [] if level is None else [level]
     is_air = air > 0.01 or any(VACUUM < one < -900 for one in levels)
-    if is_air and tissue > 0.01 and dense < 0.5 and np.ptp([seen.min(), seen.max(), *levels]) > REACH / 2:
+    if is_air and tissue > 0.01 and np.ptp([seen.min(), seen.max(), *levels]) > REACH / 2:
+        return True, ""
+    if -1100 < np.median(seen) < -900:  # a slice of air
         return True, ""
     return None, "they do not spread as those of a body in air do"
 
 
 def edge_level(values):
-    """The one value that fills much of the edge of (..., H, W), None where there is none: padding, or air cut off."""
+    """The one value that fills much of the edge of (..., H, W), or its corners: padding, or air cut off; else None."""
     edge = np.concatenate([values[..., 0, :].ravel(), values[..., -1, :].ravel(),
                            values[..., :, 0].ravel(), values[..., :, -1].ravel()])
     edge = edge[np.isfinite(edge)]
@@ -78,7 +80,11 @@ def edge_level(values):
         return None
     levels, counts = np.unique(edge, return_counts=True)
     most = counts.argmax()
-    return float(levels[most]) if counts[most] > _ON_EDGE * len(edge) else None
+    if counts[most] > _ON_EDGE * len(edge):
+        return float(levels[most])
+    corners, counts = np.unique([values[..., row, column] for row in (0, -1) for column in (0, -1)], return_counts=True)
+    level = float(corners[counts.argmax()])
+    return level if counts.max() > 0.7 * counts.sum() and np.isfinite(level) else None
 
 
 def fill_padding(values, padding=None):
@@ -113,18 +119,29 @@ def to_bytes(values, padding=None):
     seen = values[~outside]
     if not len(seen):
         return np.zeros(values.shape, np.uint8)
-    low, high = np.percentile(seen, (0.1, 99.9))
+    low, high = np.percentile(_without_marks(seen), (0.1, 99.9))
     if high <= low:  # nearly constant: what little there is must not vanish
         low, high = seen.min(), max(seen.max(), seen.min() + 1)
     scaled = np.rint(np.clip((np.where(outside, low, values) - low) / (high - low), 0, 1) * 255)
     return scaled.astype(np.uint8)
 
 
+def _without_marks(seen):
+    """Values (N,) without one that is repeated at either end, far from all others: letters burnt into the picture."""
+    for end in (seen.max(), seen.min()):
+        rest = seen[seen != end]
+        if len(rest) > max(FEW, 0.9 * len(seen)):
+            low, high = np.percentile(rest, (0.1, 99.9))
+            if not low - (high - low) <= end <= high + (high - low):
+                seen = rest
+    return seen
+
+
 def _detached(values, outside):
     """bool (H, W): the value that fills the edge, where a quarter of all others' range lies between it and them."""
     level = edge_level(np.where(outside, np.nan, values))
     rest = values[~outside & (values != level)] if level is not None else []
-    if len(rest) < _FEW:
+    if len(rest) < FEW:
         return np.zeros(values.shape, bool)
     low, high = np.percentile(rest, (0.1, 99.9))
     gap = (high - low) / 4

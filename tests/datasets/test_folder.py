@@ -309,6 +309,9 @@ MANIFESTS = {
     "floats": "path,label,slice_index\ncovid/a.png,covid,0.0\nnormal/é.png,normal,0.00\nnormal/c.png,normal,\n",
     "empty columns": "path,label,,\ncovid/a.png,covid,,\nnormal/é.png,normal,,\nnormal/c.png,normal,,\n,,,\n\n",
     "blanks": "path , label\ncovid/a.png , covid\nnormal/é.png,normal \nnormal/c.png, normal\n",
+    "a hint in quotes": '\n"sep=;"\npath;label\ncovid/a.png;covid\nnormal/é.png;normal\nnormal/c.png;normal\n',
+    "numbered": ",,path,label\n0,0,covid/a.png,covid\n1,1,normal/é.png,normal\n2,2,normal/c.png,normal\n",
+    "commas in quotes": '"path";"label";"a, b, c"\ncovid/a.png;covid;1\nnormal/é.png;normal;2\nnormal/c.png;normal;3\n',
     "quotes": 'path,"label"\n"covid/a.png",covid\n"normal/é.png",normal\nnormal/c.png,"normal"\n',
 }
 
@@ -344,4 +347,25 @@ def test_what_is_wrong_with_a_manifest_is_named_with_its_row(tmp_path, text, wha
         write_image(tmp_path / name)
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(ValueError, match=what):
+        datasets.load("folder", tmp_path)
+
+
+def test_images_beside_the_class_folders_are_noted(tmp_path):
+    for name in ("covid/a.png", "normal/b.png", "loose.png"):
+        write_image(tmp_path / name)
+    assert datasets.load("folder", tmp_path).notes == [
+        "1 images lie beside the class folders and were left out, such as loose.png."]
+
+
+@pytest.mark.parametrize("rows, what", [
+    ("a.png,covid,P1,\na.png,covid,P2,\nb.png,normal,P3,\n", "twice, with another patient .P1 and P2."),
+    ("a.png,covid,P1,b.png\na.png,covid,P1,\nb.png,normal,P3,\n", "twice, with another mask"),
+    (",covid,P1,\na.png,covid,P1,\nb.png,normal,P3,\n", "stands in a row of manifest.csv without a path"),
+    ("sub,covid,P1,\na.png,covid,P1,\nb.png,normal,P3,\n", "is listed in manifest.csv and is a folder"),
+    (".c.png,covid,P1,\na.png,covid,P1,\nb.png,normal,P3,\n", "is hidden")])
+def test_rows_that_contradict_each_other_or_name_no_file(tmp_path, rows, what):
+    for name in ("a.png", "b.png", ".c.png", "sub/d.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text("path,label,patient,mask\n" + rows)
+    with pytest.raises(datasets.DataError, match=what):
         datasets.load("folder", tmp_path)
