@@ -94,8 +94,8 @@ def read_file(path, declared: dict[str, str]) -> dict:
 
     text = read_text(path)
     try:  # YAML's parser takes most of JSON, not its pairs of surrogates
-        pairs = json.loads(text, object_pairs_hook=list)
-        if isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs):
+        pairs = json.loads(text, object_pairs_hook=tuple)
+        if isinstance(pairs, tuple):
             _refuse_twice(path, [name for name, _ in pairs])
             return {name: parse(value, declared.get(name, "")) if isinstance(value, str) else value
                     for name, value in pairs}

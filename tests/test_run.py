@@ -188,7 +188,8 @@ def test_files_of_parameters(typed, capsys, tmp_path, text, values):
     assert typed(capsys, "-f", tmp_path / "given") == values
 
 
-@pytest.mark.parametrize("text, what", [("- a\n", "must hold a line `name: value`"), ("name: a\nname: b\n", "twice"),
+@pytest.mark.parametrize("text, what", [("- a\n", "must hold a line `name: value`"), ("[]", "must hold a line"),
+                                        ("name: a\nname: b\n", "twice"),
                                         ("name:\n", "name must be of type str. Received: name=''"),
                                         ("name: ~\n", "Received: name=None"), ("rate: [1]\n", "Received: rate=[1]")])
 def test_files_that_hold_no_parameters_are_named(typed, capsys, tmp_path, text, what):

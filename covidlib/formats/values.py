@@ -13,6 +13,7 @@ from covidlib.formats import MAX_PIXELS
 
 AIR = -1024.0
 VACUUM, METAL = -1150, 5000  # HU beyond which nothing is measured but noise and the largest implants
+UNHEARD_OF = 31000  # the largest that scanners store of metal is less
 LUNG, BONE = -500, 600
 REACH = 1000.0  # HU between the least and the greatest value that a CT has to be able to hold
 FEW = 64  # values that say nothing
@@ -59,14 +60,15 @@ def judge(values, padding=None):
     air, dense = (seen < LUNG).mean(), (seen > BONE).mean()
     if dense > 0.25 * max(1 - air, 0.04):
         return False, f"{dense / (1 - air):.0%} of its values but air lie above {BONE}, as if 1024 had been added"
-    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2:
+    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2 and (seen < -960).mean() > 0.05:
         return False, f"none of its values is denser than lung ({seen.min():.0f} to {seen.max():.0f})"
     tissue = ((seen > -250) & (seen < 350)).mean()
     levels = [] if level is None else [level]
     is_air = air > 0.01 or any(VACUUM < one < -900 for one in levels)
     if is_air and tissue > 0.01 and np.ptp([seen.min(), seen.max(), *levels]) > REACH / 2:
         return True, ""
-    if -1100 < np.median(seen) < -900:  # a slice of air
+    middle = np.median(seen)
+    if -1100 < middle < -900 or (middle < -600 and (seen > LUNG).mean() < 0.05):  # a slice of air, or lung cut out
         return True, ""
     return None, "they do not spread as those of a body in air do"
 
@@ -92,8 +94,8 @@ def fill_padding(values, padding=None):
     values = np.asarray(values, np.float32)
     level = edge_level(values)
     dense = level is not None and level > BONE / 2  # no edge of a slice is bone throughout
-    if padding is not None or dense or not np.isfinite(values).all():
-        outside = ~np.isfinite(values)
+    if padding is not None or dense or not values.max() < UNHEARD_OF:  # also where it is no number
+        outside = ~(np.isfinite(values) & (values < UNHEARD_OF))
         if padding is not None:
             outside |= padding
         if dense:

@@ -23,6 +23,7 @@ def test_slices_of_a_body_look_like_hu(what, hu):
 @pytest.mark.parametrize("what, hu, looks", [
     ("air", AIR, True), ("one value", np.full((96, 96), -1000.0), True),
     ("a table", np.where(np.indices((96, 96))[0] > 80, -400.0, AIR), True), ("inside of a body", AIR + 1060, None),
+    ("lung alone", AIR + 130, True),
     ("a few pixels", np.zeros((4, 5)), None), ("another value", np.full((96, 96), 40.0), None)])
 def test_what_shows_no_body_is_no_reason_to_doubt_a_header(what, hu, looks):
     assert values.judge(hu)[0] is looks, what
