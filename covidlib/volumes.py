@@ -193,7 +193,10 @@ def _odd_size(found, usual):
 def _sorted(slices, axes):
     """(slices from the feet up, millimetres or None): by place, SliceLocation or InstanceNumber, else as given."""
     if axes is not None:
-        return _by([_height(header, frame, axes) for _, header, frame in slices], slices)
+        heights = [_height(header, frame, axes) for _, header, frame in slices]
+        if len(slices) > 1 and len({file for file, *_ in slices}) == 1 and np.ptp(heights) < SAME_PLACE:
+            return slices, None  # frames that were all given the place of the first
+        return _by(heights, slices)
     for keyword in ("SliceLocation", "InstanceNumber"):
         numbers = [header.get(keyword) for _, header, _ in slices]
         if None not in numbers:
@@ -217,8 +220,7 @@ def _drop_doubles(series):
     for n, (file, header, position) in enumerate(zip(series.files, series.headers, positions, strict=True)):
         uid = header.get("SOPInstanceUID") or file, series.frames[n]
         before = kept[-1] if kept else None
-        here = (position is not None and before is not None and position - positions[before] < SAME_PLACE
-                and (file != series.files[before] or series.axes is not None))
+        here = position is not None and before is not None and position - positions[before] < SAME_PLACE
         if here or (position is None and uid in seen):
             twin = series.name(before if here else seen[uid])
             where = f"lies at the place of {twin} in its series ({position:.2f} mm)" if here else f"is {twin} again"
