@@ -113,30 +113,25 @@ def size(count):
 def page():
     rows, (decoded, audited), cores = Rows(), decoding(), augmenting()
     training, inference = best("training"), best("inference")
-    shard = float(rows.note("read shards").split()[-3])
-    shard_rate = rows.points("read shards", "rows")[0, 0] / rows.points("read shards", "cpu_seconds")[1, 0]
-    write_rate = rows.points("write shards", "rows")[0, 0] / rows.points("write shards", "cpu_seconds")[1, 0]
     used = [("decode and harmonise", f"{decoded:.0f} slices/s", "3,000 PNGs of 512 px to 96 px, 2 cores",
              "intake_cpu.csv"),
             ("the same with what the audit needs", f"{audited:.0f} slices/s", "as above", "intake_cpu.csv"),
-            ("augment", f"{cores:.0f} slices/s", f"set `paper`, {SIDE} px, one core", "augmentation_float32_scipy_*"),
-            ("write shards", f"{write_rate:.0f} slices/s", "one core, " + rows.note("write shards"), rows.name),
-            ("read shards", f"{shard_rate:.0f} slices/s", "one core, " + rows.note("read shards"), rows.name)]
+            ("augment", f"{cores:.0f} slices/s", f"set `paper`, {SIDE} px, one core", "augmentation_float32_scipy_*")]
     used += [(f"{name} `improved`, {SIDE} px", f"{rate:.0f} slices/s", f"{device}: {how}", where)
              for name, found in (("train", training), ("ask", inference))
              for device, (rate, how, where) in sorted(found.items())]
-    alone = [what for what in dict.fromkeys(row["what"] for row in rows.rows) if "shards" not in what]
+    parts = dict.fromkeys(row["what"] for row in rows.rows)
     grown = [(what, f"{rows.largest(what):,}", *(number(rows.points(what, column)[1, -1]) for column in
                                                  ("cpu_seconds", "peak_mib")),
               f"{rows.slope(what, 'cpu_seconds'):.2f}", f"{rows.slope(what, 'peak_mib'):.2f}", rows.note(what) or "")
-             for what in alone]
+             for what in parts]
     text = HEAD.format(memory=MEMORY // 2**30, disk=f"{DISK / 1e9:.0f}", epochs=EPOCHS)
     text += "## Rates that were measured\n\n" + table(("what", "rate", "how", "`benchmarks/results/`"), used)
     text += MANIFESTS.format(name=rows.name)
     text += table(("what", "largest run, rows", "seconds", "MiB", "exponent of seconds", "of memory", ""), grown)
     text += hours(rows, audited, training, inference)
-    text += memory(rows, shard)
-    text += breaks(rows, audited, cores, training, shard_rate)
+    text += memory(rows)
+    text += breaks(rows, audited, cores, training)
     return text
 
 
@@ -164,18 +159,18 @@ def held(rows, count):
     return [rows.at(what, "peak_mib", count) * 2**20 for what in parts]
 
 
-def memory(rows, shard):
+def memory(rows):
     lines = []
     for count in SIZES:
         parts = held(rows, count)
         lines.append((size(count), *(f"{number(part / 2**30)} GiB" for part in (*parts, sum(parts))),
-                      *(f"{number(count * each / 1e9)} GB" for each in (64**2, 96**2, SIDE**2, shard))))
+                      *(f"{number(count * each / 1e9)} GB" for each in (64**2, 96**2, SIDE**2))))
     head = ("slices", "manifest", "facts of decoding", "search", "together", "thumbnails, disk", "cache at 96 px",
-            f"cache at {SIDE} px", "shards at 96 px, noise")
+            f"cache at {SIDE} px")
     return MEMORY_TEXT + table(head, lines)
 
 
-def breaks(rows, audited, cores, training, shard_rate):
+def breaks(rows, audited, cores, training):
     per_epoch = EPOCHS / 3600
     limits = [
         ("memory of the audit: manifest, facts and search", reached(lambda n: sum(held(rows, n)), MEMORY),
@@ -184,11 +179,9 @@ def breaks(rows, audited, cores, training, shard_rate):
          "more cores (one process each); more machines only by hand, a part of the set each, as one process writes the "
          "cache"),
         ("a day of the audit's search", reached(lambda n: search(rows, n), DAY), "one process, by design: equal pairs"),
-        (f"the cache at {SIDE} px no longer lies in memory", MEMORY / SIDE**2,
-         "random reads from disk: shards"),
+        (f"the cache at {SIDE} px no longer lies in memory", MEMORY / SIDE**2, "random reads from disk: a fast one"),
         (f"disk: cache at {SIDE} px, made at twice its size, and thumbnails", DISK / (2 * SIDE**2 + 64**2),
-         "a larger disk; shards take a quarter (12 of 50 KB a slice, of 100 of SARS-CoV-2 CT), but are made from the "
-         "cache"),
+         "a larger disk"),
         ("disk: cache at 96 px likewise", DISK / (2 * 96**2 + 64**2), "a larger disk"),
     ]
     for device, (rate, *_) in sorted(training.items()):
@@ -203,7 +196,7 @@ def breaks(rows, audited, cores, training, shard_rate):
         text += f"- **{size(count)} slices:** " + ("; ".join(passed) if passed else "nothing breaks") + ".\n"
     text += "\nTo feed one device with augmented slices takes, at the rate of one core above, "
     text += ", ".join(f"{number(rate / cores)} cores for {device}" for device, (rate, *_) in sorted(training.items()))
-    return text + f"; out of shards of 96 px come {number(shard_rate)} slices a second and core without augmentation.\n"
+    return text + ".\n"
 
 
 HEAD = """# Capacity: 10 thousand, 1 million, 100 million slices
@@ -235,7 +228,7 @@ can share one training (`devices` of notebook 03); what is lost between them was
 """
 MEMORY_TEXT = """## Memory and disk
 
-Pictures are not held in memory: caches and thumbnails are memory maps, batches and shards stream (tests
+Pictures are not held in memory: caches and thumbnails are memory maps, batches stream (tests
 `test_pictures_are_not_held_in_memory`, `test_memory_does_not_grow_with_the_set`). What grows is a row of the manifest,
 of the facts, and of the search. Training holds the same at every size but for the manifest, an order
 (8 bytes a slice) and the labels (4 bytes a slice and class).

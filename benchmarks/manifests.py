@@ -8,8 +8,7 @@ that neighbouring slices of a patient resemble each other and patients do not, h
 here (that is linear: benchmarks.intake); where decoding would stand, `take in` gets a blank slice of 32 px and a
 thumbnail of noise. Each part at each size has a process to itself. `cpu_seconds` are the processor's, all threads
 together: other work beside it disturbs them less. Memory is growth.Peak's: resident and not backed by a file, above
-imports and what the part is given. Shards hold 10,000 slices of 96 px, most of whose bits are noise, and are read
-without augmentation.
+imports and what the part is given.
 """
 
 import json
@@ -135,41 +134,9 @@ def take_in(count, folder):
     intake.take_in(source, 32, folder)
 
 
-def write_shards(count, folder):
-    yield from _shards(count, folder, read=False)
-
-
-def read_shards(count, folder):
-    yield from _shards(count, folder, read=True)
-
-
-def _shards(count, folder, read):
-    import tensorflow as tf
-
-    from benchmarks.growth import cache
-    from covidlib import datasets, shards
-
-    images = cache(folder, count, 96)
-    images = images & 0xF8  # PNG has something to do
-    source = datasets.Source(table(count).assign(split="train"), CLASSES, folder, "bench")
-    tf.constant(0) + 1
-    if read:
-        shards.write(source, images, folder / "shards")
-        shards.read(folder / "shards", "train", 32)
-    yield
-    if read:
-        for _ in shards.read(folder / "shards", "train", 32, seed=0):
-            pass
-    else:
-        shards.write(source, images, folder / "shards")
-    size = sum(file.stat().st_size for file in (folder / "shards").iterdir())
-    yield f"{count} slices of 96 px, {size / count:.0f} bytes each"
-
-
 PARTS = {"manifest": manifest, "split by patient": split, "split without patients": split_without_patients,
          "sample of the audit without patients": sample_without_patients, "shipped split": shipped_split,
-         "leaks of the manifest": leaks, "take in": take_in, "write shards": write_shards, "read shards": read_shards,
-         "near-duplicates": near_duplicates}
+         "leaks of the manifest": leaks, "take in": take_in, "near-duplicates": near_duplicates}
 
 
 def measure(what, count):
@@ -192,8 +159,6 @@ def main(sizes, parts):
     known = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for count in sizes:
         for what in parts:
-            if what.endswith("shards") and count > SIZES[0]:
-                continue
             answer = subprocess.run([sys.executable, "-m", "benchmarks.manifests", "measure", what, str(count)],
                                     capture_output=True, text=True)
             if answer.returncode:

@@ -46,9 +46,9 @@ def reliability(truth, probabilities, bins=BINS):
                          "accuracy": means[1]})
 
 
-def expected_error(truth, probabilities, bins=BINS):
+def expected_error(truth, probabilities):
     """Expected calibration error: mean gap between confidence and accuracy, weighted by the bins' slices."""
-    table = reliability(truth, probabilities, bins)
+    table = reliability(truth, probabilities)
     return float((table.n * (table.confidence - table.accuracy).abs()).sum() / table.n.sum())
 
 

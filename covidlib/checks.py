@@ -20,6 +20,7 @@ MENDED = {"covid": 1298, "viral": 184, "normal": 1221}  # viral and normal swapp
 RECALLS = {name: MENDED[name] / COUNTS[name] for name in COUNTS}
 STAGES = {"conv2_block3_out": 4, "conv3_block4_out": 8, "conv4_block6_out": 16, "conv5_block3_out": 32}
 BLOCKS = {"attention_conv3": "conv3_block4", "attention_conv4": "conv4_block6", "attention_conv5": "conv5_block3"}
+EPOCHS, WINDOW = 35, 5  # after which the loss is said to be stable (section 3.2); epochs whose mean is compared
 FEWEST = 30  # independent units (patients, or slices where unknown) below which no accuracy is judged
 
 
@@ -162,17 +163,17 @@ def difference(evidence, variant, against, least=0.0):
     return Finding(bool(paired["low"] > 0 and paired["difference"] >= least), text, (paired["low"], paired["high"]))
 
 
-def plateau(evidence, epochs=35, window=5):
+def plateau(evidence):
     """Validation loss of all runs, last 5 epochs beside the 5 before; left open, for the learning rate ends there."""
     histories = [run.history.set_index("epoch")["val_loss"].dropna() for run in evidence.of("improved")]
-    if any(len(losses) < epochs for losses in histories):
+    if any(len(losses) < EPOCHS for losses in histories):
         raise Missing(f"a run has {min(map(len, histories))} epochs with a validation loss, the claim is about "
-                      f"{epochs}: make reproduce PROFILE=paper")
+                      f"{EPOCHS}: make reproduce PROFILE=paper")
     losses = pd.concat(histories, axis=1).mean(axis=1)
     lowest = [int(own.idxmin()) for own in histories]
     where = ", ".join(map(str, lowest))
-    return Finding(None, f"mean loss {losses[-window:].mean():.3f} in the last {window} epochs, "
-                   f"{losses[-2 * window:-window].mean():.3f} in the {window} before ({len(histories)} runs); lowest "
+    return Finding(None, f"mean loss {losses[-WINDOW:].mean():.3f} in the last {WINDOW} epochs, "
+                   f"{losses[-2 * WINDOW:-WINDOW].mean():.3f} in the {WINDOW} before ({len(histories)} runs); lowest "
                    f"at epoch {where} of {len(losses)}; the learning rate ends near zero there, which would settle any "
                    "loss, so nothing can be said of 35")
 

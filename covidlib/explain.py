@@ -17,6 +17,8 @@ from skimage.transform import resize
 from covidlib import datasets, harmonise, intake, pretraining
 
 ALL = "all levels"
+BATCH = 64
+PATCH, STRIDE = 16, 8  # pixels, of what hides a part of the slice
 SEED = 2000  # of the phantoms that explanations are held against: no training draws it
 TENTH = 0.1  # share of a place that makes it one of lesion
 NEAR = 3 / 96  # of the side: how far from a lesion a hit may lie; maps are coarser than that
@@ -36,7 +38,7 @@ def levels(model):
     return [model.get_layer(name).input._keras_history.operation.name for name in names]
 
 
-def class_maps(model, images, classes, batch_size=64):
+def class_maps(model, images, classes):
     """Grad-CAM on every pooled level: level -> float32 (N, h, w), what each place adds to the logit.
 
     images: uint8 (N, S, S); classes: int (N,), the class to explain for each. Over all levels and places the maps sum
@@ -50,8 +52,8 @@ def class_maps(model, images, classes, batch_size=64):
     kernel = kernel - kernel.mean(axis=1, keepdims=True)
     reader = keras.Model(model.input, [model.get_layer(name).output for name in names])
     parts = [[] for _ in names]
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
+    for start in range(0, len(images), BATCH):
+        rows = slice(start, start + BATCH)
         features = reader(np.asarray(images[rows], np.float32)[..., None], training=False)
         features = features if isinstance(features, list | tuple) else [features]
         chosen, first = kernel[:, classes[rows]], 0
@@ -70,20 +72,20 @@ def enlarge(maps, size):
     return resize(maps, (len(maps), *size), order=1, mode="edge", anti_aliasing=False).astype(np.float32)
 
 
-def occlusion(model, images, classes, patch=16, stride=8):
+def occlusion(model, images, classes):
     """How much log probability is lost where a patch hides the slice: float32 (N, rows, columns).
 
     Zeiler and Fergus, https://arxiv.org/abs/1311.2901. images: uint8 (N, S, S); classes: int (N,). A network call on
-    (S / stride)^2 pictures for each slice.
+    (S / STRIDE)^2 pictures for each slice.
     """
     size = images.shape[1]
-    starts = np.arange(0, size - patch + 1, stride)
+    starts = np.arange(0, size - PATCH + 1, STRIDE)
     lost = np.zeros((len(images), len(starts), len(starts)), np.float32)
     for n, (image, k) in enumerate(zip(images, classes, strict=True)):
         hidden = np.repeat(image[None].astype(np.float32), len(starts) ** 2 + 1, axis=0)
         for place, (row, column) in enumerate((row, column) for row in starts for column in starts):
-            hidden[place, row : row + patch, column : column + patch] = 0
-        scores = np.log(np.maximum(model.predict(hidden[..., None], batch_size=64, verbose=0)[:, k], 1e-12))
+            hidden[place, row : row + PATCH, column : column + PATCH] = 0
+        scores = np.log(np.maximum(model.predict(hidden[..., None], batch_size=BATCH, verbose=0)[:, k], 1e-12))
         lost[n] = (scores[-1] - scores[:-1]).reshape(len(starts), -1)
     return lost
 

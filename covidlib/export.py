@@ -129,13 +129,6 @@ class Exported:
         parts[-1] = np.concatenate([parts[-1], np.zeros((missing, size, size, 1), np.uint8)])
         return np.concatenate([self._run(part) for part in parts])[:len(images)]
 
-    def classify(self, path, slice_index=0):
-        """Class -> probability of a slice in a file: lung window, harmonised, as in training. Raises ct.ReadError."""
-        from covidlib import intake
-
-        probabilities = self(intake.see(path, slice_index, self.image_size)[None])[0]
-        return dict(zip(self.classes, map(float, probabilities), strict=True))
-
 
 def _check(model, classes, calibration):
     if len(classes) != model.output_shape[-1] or len(set(classes)) < len(classes):

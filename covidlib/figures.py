@@ -93,24 +93,21 @@ def figure1_augmentation(before, after, columns=4):
                  suptitle=f"{changed} of {len(after)} operations change this slice")
 
 
-def figure4_curves(history, n_training=None, n_validation=None):
+def figure4_curves(history):
     """Figure 4 (§3.2): accuracy and loss per epoch.
 
     history: DataFrame (epoch, accuracy, loss, val_accuracy, val_loss), or variant -> DataFrame.
-    n_training, n_validation: numbers of slices, for the legend.
     """
     histories = history if isinstance(history, dict) else {"": history}
     figure, axes = new(11, 4, 1, 2)
-    training, validation = (f"{part}, n = {n}" if n else part
-                            for part, n in (("training", n_training), ("validation", n_validation)))
     for color, (variant, table) in zip(sns.color_palette("colorblind"), histories.items(), strict=False):
         prefix = f"{variant} " if variant else ""
         for axis, quantity in zip(axes, ("accuracy", "loss"), strict=True):
             short, held_out = quantity.replace("accuracy", "acc"), f"val_{quantity}"
-            axis.plot(table["epoch"], table[quantity], color=color, label=f"{prefix}{short} ({training})")
+            axis.plot(table["epoch"], table[quantity], color=color, label=f"{prefix}{short} (training)")
             if held_out in table and table[held_out].notna().any():
                 axis.plot(table["epoch"], table[held_out], color=color, linestyle="--", marker=".",
-                          label=f"{prefix}val_{short} ({validation})")
+                          label=f"{prefix}val_{short} (validation)")
     for axis, unit in zip(axes, ("accuracy (fraction correct)", "loss (cross-entropy, nats)"), strict=True):
         axis.set(xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -26,10 +26,3 @@ class AdamW(keras.optimizers.AdamW):
             beta1_power=self.beta_1**step, beta2_power=self.beta_2**step, lr=tf.cast(learning_rate, tf.float32),
             beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=gradient,
         )
-
-    def finalize_variable_values(self, var_list):
-        """Nothing: `fit` asks for it after every epoch, and the average (`use_ema`) is wanted after the last."""
-
-    def take_average(self, variables):
-        """Give `variables` the moving average of their values over the steps; as they are without `use_ema`."""
-        super().finalize_variable_values(variables)

@@ -16,25 +16,21 @@ class Batches(keras.utils.PyDataset):
     functions of seed, `epoch` and the slice's place in `images` alone; without one the order is that of `rows`.
     The slices are divided as evenly as can be, at most `batch_size` to a batch, so that no small last batch disturbs
     batch normalisation; each holds a multiple of `multiple`, for which at most multiple - 1 slices are left out, with a
-    seed others every epoch. `mixup` above 0 mixes the slices and labels of a batch with the same in another order, in
-    one share from Beta(mixup, mixup) (https://arxiv.org/abs/1710.09412), both drawn from seed, epoch and batch.
+    seed others every epoch.
     """
 
-    def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None, mixup=0.0,
-                 multiple=1):
+    def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None, multiple=1):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
         if multiple < 1 or batch_size % multiple:
             raise ValueError(f"batch_size must be a multiple of {multiple}. Received: batch_size={batch_size}")
-        if mixup and seed is None:
-            raise ValueError(f"mixup is drawn from a seed. Received: mixup={mixup}, seed=None")
         if len(images) != len(labels):
             raise ValueError("images and labels must be equally many. "
                              f"Received: {len(images)} images, {len(labels)} labels")
         self.images, self.labels = images, np.asarray(labels, np.float32)
         self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
-        self.augmenter, self.mixup = augmenter, mixup
+        self.augmenter = augmenter
         order = np.arange(len(images)) if rows is None else np.asarray(rows)
         if seed is not None:
             order = np.random.default_rng([seed, epoch]).permutation(order)
@@ -51,12 +47,7 @@ class Batches(keras.utils.PyDataset):
         if self.augmenter is not None:
             pairs = zip(batch, chosen, strict=True)
             batch = np.stack([self.augmenter(image, self.epoch, int(n)) for image, n in pairs])
-        labels = self.labels[chosen]
-        if self.mixup:
-            rng = np.random.default_rng([self.seed, self.epoch, index])
-            partner, share = rng.permutation(len(chosen)), np.float32(rng.beta(self.mixup, self.mixup))
-            batch, labels = (share * own + (1 - share) * own[partner] for own in (batch, labels))
-        return batch[..., None], labels
+        return batch[..., None], self.labels[chosen]
 
 
 class _Ahead(keras.utils.PyDataset):

@@ -77,7 +77,6 @@ class Session:
                 self.model.set_weights([np.load(file) for _ in last])
         self.model.save_weights(ready / "best.weights.h5")
         self.model.set_weights(last)
-        self.trainer.optimizer.take_average(self.trainer.trainable_variables)
         self.model.save(ready / "model.keras")
         pd.DataFrame(self.state["history"], columns=HISTORY).to_csv(ready / "history.csv", index=False)
         predictions = self._predict()
@@ -93,8 +92,7 @@ class Session:
         peak, rise = self.parameters["learning_rate"], max(1, round(WARM_UP * steps))
         decay = keras.optimizers.schedules.CosineDecay
         schedule = decay(0.0, max(1, steps - rise), alpha=0.01, warmup_target=peak, warmup_steps=rise)
-        average = self.parameters.get("average")
-        optimizer = AdamW(schedule, weight_decay=WEIGHT_DECAY, use_ema=bool(average), ema_momentum=average or 0.0)
+        optimizer = AdamW(schedule, weight_decay=WEIGHT_DECAY)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         trainer = keras.Model(self.model.inputs, self.model.outputs[0])
         # XLA on TensorFlow halves the speed of this model on CPUs
@@ -121,8 +119,7 @@ class Session:
     def _fit_epoch(self, epoch):
         seed, start = self.parameters["seed"], time.perf_counter()
         augmenter, validation = Augmenter(self.parameters["augmentation"], seed), self._batches("val")
-        training = self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter,
-                                 mixup=self.parameters.get("mixup", 0.0), multiple=self.devices)
+        training = self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter, multiple=self.devices)
         with self.strategy.scope(), distribution.synchronised(self.model):
             history = self.trainer.fit(
                 feed(training), class_weight=self._class_weights() if self.parameters["class_weights"] else None,

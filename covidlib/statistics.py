@@ -63,11 +63,11 @@ def percentile_interval(results, confidence=0.95):
     return float(low), float(high)
 
 
-def cluster_bootstrap(values, clusters, statistic=mean, seed=0, resamples=RESAMPLES, confidence=0.95):
+def cluster_bootstrap(values, clusters, statistic=mean, seed=0):
     """Percentile interval of `resampled`; (nan, nan) for fewer than two clusters."""
     if len(np.unique(np.asarray(clusters))) < 2:
         return np.nan, np.nan
-    return percentile_interval(resampled(values, clusters, statistic, seed, resamples), confidence)
+    return percentile_interval(resampled(values, clusters, statistic, seed))
 
 
 def paired_difference(correct, reference, patients, seed=0):

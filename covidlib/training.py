@@ -29,7 +29,7 @@ PATIENCE = 10  # seconds for the kernel of a killed training of the same run to 
 
 
 def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, seed, weights=None, precision="auto",
-          learning_rate=1e-3, class_weights=False, early_stopping=None, augmentation="paper", mixup=0.0, average=0.0,
+          learning_rate=1e-3, class_weights=False, early_stopping=None, augmentation="paper",
           deterministic=True, progress=True, checkpoint_every=0, devices=1):
     """Train `variant` on the "train" rows of `source` and predict its "val" and "test" rows.
 
@@ -44,10 +44,6 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         class_weights: weigh the loss of a class by the inverse of its share.
         early_stopping: None, or epochs without a lower val_loss after which to stop.
         augmentation: "paper", "mild", "none", or a dict for `augmentation.Augmenter`.
-        mixup: above 0, slices and labels are mixed, see `pipeline.Batches`.
-        average: above 0 and below 1, the trained weights of model.keras, which are tested, are their moving average
-            over the steps with this momentum; history.csv and best.weights.h5 are of those of the moment, and so are
-            the statistics of the normalisation. After https://arxiv.org/abs/1803.05407, in its exponential form.
         deterministic: same seed and machine, same weights byte for byte. On TensorFlow this stays switched
             on for the rest of the process.
         checkpoint_every: seconds between two states that are written; after each epoch where it is 0. On a GPU an
@@ -66,10 +62,6 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
             raise ValueError(f"{name} must be a whole number from {least} up. Received: {name}={value!r}")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be above 0. Received: learning_rate={learning_rate!r}")
-    if not mixup >= 0:
-        raise ValueError(f"mixup must be 0 or above. Received: mixup={mixup!r}")
-    if not 0 <= average < 1:
-        raise ValueError(f"average must be from 0 to below 1. Received: average={average!r}")
     distribution.strategy(devices)
     if batch_size % devices:
         raise ValueError("batch_size is that of all devices and must be a multiple of them. "
@@ -87,7 +79,6 @@ def train(source, images, run_dir, variant, *, image_size, epochs, batch_size, s
         "data_sha256": _data_sha256(source, images),
         "weights_sha256": _weights_sha256(weights, image_size, variant),
     }
-    parameters |= {name: value for name, value in (("mixup", mixup), ("average", average)) if value}
     parameters |= {"devices": devices} if devices > 1 else {}
     parameters = json.loads(json.dumps(parameters))  # as run.json will give them back
     run_dir = Path(run_dir)

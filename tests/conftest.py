@@ -22,14 +22,14 @@ NARROW = {"conv2": (8, 1), "conv3": (16, 1), "conv4": (32, 1), "conv5": (64, 1)}
 def pytest_collection_modifyitems(items):
     """Files in the order in which two workers end soonest.
 
-    The longest after those comes no sooner than test_pilots, since a training makes its whole process deterministic,
+    The longest after those comes no sooner than test_pipeline, since a training makes its whole process deterministic,
     which the tests before were not written for.
     """
     def place(item):
         name = item.path.name
         if name in LONG:
             return LONG.index(name)
-        after = item.path.parent == TESTS and name > "test_pilots.py"
+        after = item.path.parent == TESTS and name >= "test_pipeline.py"
         return len(LONG) + after * (1 if name == "test_training.py" else 2)
 
     items.sort(key=place)

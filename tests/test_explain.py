@@ -25,9 +25,10 @@ def model(request):
     return built(request.param)
 
 
-def test_the_maps_of_all_levels_add_up_to_the_logit(model, images):
+def test_the_maps_of_all_levels_add_up_to_the_logit(model, images, monkeypatch):
+    monkeypatch.setattr(explain, "BATCH", 2)
     classes = np.array([0, 1, 2, 1, 0])
-    maps = explain.class_maps(model, images, classes, batch_size=2)
+    maps = explain.class_maps(model, images, classes)
     logits = keras.Model(model.input, model.get_layer("logits").output).predict(
         images[..., None].astype("float32"), verbose=0)
     wanted = logits[np.arange(5), classes] - logits.mean(axis=1)
@@ -72,12 +73,13 @@ def test_an_even_map_gains_nothing():
     assert explain.on_lesions(np.ones((2, 6, 6)), lesions, lungs).gain[0] == pytest.approx(1)
 
 
-def test_occlusion_finds_the_place_that_decides():
+def test_occlusion_finds_the_place_that_decides(monkeypatch):
+    monkeypatch.setattr(explain, "PATCH", 8)
     slice_, scores = keras.Input((32, 32, 1)), keras.layers.Cropping2D(((8, 16), (16, 8)))
     x = keras.layers.GlobalAveragePooling2D()(scores(slice_))  # looks at rows 8 to 15 and columns 16 to 23 alone
     x = keras.layers.Rescaling(1 / 255)(x)
     outputs = keras.layers.Softmax()(keras.layers.Concatenate()([x, keras.layers.Rescaling(-1.0)(x)]))
-    lost = explain.occlusion(keras.Model(slice_, outputs), np.full((1, 32, 32), 200, np.uint8), np.zeros(1, int), 8, 8)
+    lost = explain.occlusion(keras.Model(slice_, outputs), np.full((1, 32, 32), 200, np.uint8), np.zeros(1, int))
     assert lost.shape == (1, 4, 4)
     assert np.unravel_index(lost[0].argmax(), (4, 4)) == (1, 2)
     assert np.count_nonzero(np.abs(lost) > 1e-6) == 1

@@ -9,7 +9,7 @@ import pytest
 from conftest import NARROW
 from PIL import Image
 
-from covidlib import export, intake, models
+from covidlib import export, models
 
 CLASSES = ("covid", "viral", "normal")
 
@@ -109,14 +109,6 @@ def test_anything_but_grey_values_of_the_right_size_is_refused(improved, runtime
                   np.repeat(images, 3, axis=3), images[..., None]):
         with pytest.raises(ValueError, match="Received: "):
             exported(wrong)
-
-
-def test_a_file_is_classified_as_its_harmonised_slice(improved, tmp_path):
-    Image.fromarray(pictures(80, 1)[0, ..., 0]).save(tmp_path / "slice.png")
-    exported = export.load(improved[1])
-    answer = exported.classify(tmp_path / "slice.png")
-    expected = exported(intake.see(tmp_path / "slice.png", 0, 48)[None])[0]
-    assert list(answer) == list(CLASSES) and list(answer.values()) == pytest.approx(expected.tolist())
 
 
 def test_the_record_says_where_it_came_from(improved, tmp_path, monkeypatch):

@@ -48,22 +48,6 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(arrays):
     assert np.array_equal(plain[0][0][..., 0], images[plain.parts[0]])
 
 
-def test_mixed_slices_lie_between_two_of_their_batch_and_so_do_their_labels(arrays):
-    images, labels = arrays
-    plain, mixed = (Batches(images, labels, 6, seed=3, epoch=1, mixup=mixup) for mixup in (0.0, 0.4))
-    shares = []
-    for (x, y), (mixed_x, mixed_y) in zip(plain, mixed, strict=True):
-        rng = np.random.default_rng([3, 1, len(shares)])
-        partner, share = rng.permutation(len(x)), rng.beta(0.4, 0.4)
-        assert np.allclose(mixed_x, share * x + (1 - share) * x[partner], atol=1e-3)
-        assert np.allclose(mixed_y, share * y + (1 - share) * y[partner]) and np.allclose(mixed_y.sum(axis=1), 1)
-        assert mixed_x.dtype == mixed_y.dtype == np.float32
-        shares.append(share)
-    assert shares[0] != shares[1]
-    with pytest.raises(ValueError, match="mixup is drawn from a seed"):
-        Batches(images, labels, 6, mixup=0.4)
-
-
 def test_batches_feed_fit_and_predict(arrays):
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.compile("sgd", "mse")

@@ -455,28 +455,6 @@ def test_it_learns_what_brightness_tells(small, tmp_path):
     assert content["metrics"]["test"]["accuracy"] == 1.0
 
 
-def test_the_average_of_the_weights_over_the_steps_is_what_is_saved(small, tmp_path, monkeypatch):
-    seen, original = [], session.Session._save
-
-    def save(self, row):
-        seen.append([variable.numpy() for variable in self.trainer.trainable_variables])
-        original(self, row)
-
-    monkeypatch.setattr(session.Session, "_save", save)
-    one_step = {"batch_size": 18, "learning_rate": 0.1}
-    content = train(tmp_path / "run", average=0.8, **one_step)
-    wanted = seen[0]
-    for weights in seen[1:]:
-        wanted = [0.8 * mean + 0.2 * now for mean, now in zip(wanted, weights, strict=True)]
-    model = keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False)
-    for variable, mean, last in zip(model.trainable_variables, wanted, seen[-1], strict=True):
-        assert np.allclose(variable.numpy(), mean, atol=1e-6) and not np.allclose(mean, last, atol=1e-6)
-    train(tmp_path / "plain", **one_step)
-    histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("run", "plain")]
-    pd.testing.assert_frame_equal(*histories, check_exact=True)
-    assert content["parameters"]["average"] == 0.8
-
-
 def test_mistakes_are_named_before_anything_is_written(small, tmp_path):
     source, images = toy()
     cases = [
@@ -486,8 +464,6 @@ def test_mistakes_are_named_before_anything_is_written(small, tmp_path):
         ({"learning_rate": 0.0}, "Received: learning_rate=0.0"),
         ({"early_stopping": 0}, "Received: early_stopping=0"),
         ({"image_size": 64}, r"uint8 \(30, 64, 64\)"),
-        ({"mixup": -0.1}, "Received: mixup=-0.1"),
-        ({"average": 1.0}, "Received: average=1.0"),
         ({"augmentation": "strong"}, "one of paper, mild, none"),
         ({"precision": "float8"}, "precision must be one of"),
     ]

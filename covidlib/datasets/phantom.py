@@ -55,10 +55,10 @@ def render(label, rng, patient=None, height=None, lesions=None):
     return slice_of(patient, paint, height, rng)
 
 
-def generate(data_root, slices_per_class, seed=0, workers=2):
+def generate(data_root, slices_per_class, seed=0):
     """Write phantoms under `data_root` and return their manifest.
 
-    slices_per_class: counts for covid, viral, normal; workers: processes. Writes int16 slices of 256 x 256
+    slices_per_class: counts for covid, viral, normal. Writes int16 slices of 256 x 256
     `<label>/<patient>/<slice>.dcm` and `masks/...png` beside them (0 background, 1 lung, 2 lesion), the same
     bytes for the same counts and seed. A patient does not change with the counts, only how many of its slices
     are written. A finished folder made with the same counts and seed is read back; phantoms of other ones are
@@ -80,7 +80,7 @@ def generate(data_root, slices_per_class, seed=0, workers=2):
     root.mkdir(parents=True, exist_ok=True)
     jobs = [(label, index, count) for label, total in zip(CLASSES, wanted["slices_per_class"], strict=True)
             for index, count in enumerate(patient_sizes(total))]
-    rows = _write_patients(root, wanted["seed"], jobs, workers)
+    rows = _write_patients(root, wanted["seed"], jobs)
     pd.DataFrame(rows, columns=COLUMNS).to_csv(root / "manifest.csv", index=False)
     marker.write_text(json.dumps(wanted))
     return _read(root)
@@ -101,9 +101,9 @@ def _read(root):
     return pd.read_csv(root / "manifest.csv", dtype={"patient": str, "split": str}, keep_default_na=False)
 
 
-def _write_patients(root, seed, jobs, workers):
+def _write_patients(root, seed, jobs):
     """Manifest rows in the order of `jobs`; few are not worth starting processes for."""
-    processes = joblib.Parallel(workers if len(jobs) >= 16 else 1, return_as="generator")
+    processes = joblib.Parallel(2 if len(jobs) >= 16 else 1, return_as="generator")
     written = processes(joblib.delayed(_write_patient)(root, seed, *job) for job in jobs)
     return [row for rows in tqdm(written, "phantom patients", len(jobs), disable=len(jobs) < 60) for row in rows]
 

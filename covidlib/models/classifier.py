@@ -20,7 +20,7 @@ PLAIN = {
     "backbone": "resnet50",
     "fpn_width": 0,  # channels of each level, 0: no pyramid
     "attention": "none",  # none, non_local or global_context
-    "placement": "branch",  # in the last residual block of conv3 to conv5: branch, after, before or bottleneck
+    "placement": "branch",  # in the last residual block of conv3 to conv5: branch, after or before
     "reduction": 8,  # channels of the features by channels of the attention
     "pooled_keys": True,  # keys and values from 2x2-pooled features
 }

@@ -9,7 +9,7 @@ from keras import layers
 from covidlib.models.normalization import BatchNormalization
 
 STAGES = {"conv2": (64, 3), "conv3": (128, 4), "conv4": (256, 6), "conv5": (512, 3)}  # width, blocks
-PLACEMENTS = ("branch", "after", "before", "bottleneck")
+PLACEMENTS = ("branch", "after", "before")
 
 # keras.applications averages the moving statistics with momentum 0.99, made for the many thousand steps
 # of ImageNet. A training of a few hundred steps would validate on statistics that still lag behind.
@@ -24,8 +24,7 @@ def build_resnet50(x, attention=None, placement="branch"):
         attention: None or a function (tensor, name) -> tensor of the same shape, put into the last
             residual block of conv3, conv4 and conv5 under the name `attention_conv3` and so on (§2.3).
         placement: where in that block. `branch`: on the output of the branch, before the skip addition;
-            `after`: on the output of the block; `before`: on its input, so that the skip carries it too;
-            `bottleneck`: inside the branch, on the quarter of the channels that its 3x3 convolution puts out.
+            `after`: on the output of the block; `before`: on its input, so that the skip carries it too.
 
     Returns:
         dict of the outputs of the stages, by layer name: `conv2_block3_out` (B, H/4, W/4, 256),
@@ -58,7 +57,6 @@ def _block(x, width, name, strides, project, places):
     x = layers.Activation("relu", name=f"{name}_1_relu")(x)
     x = _conv_norm(x, width, 3, f"{name}_2", padding="same")
     x = layers.Activation("relu", name=f"{name}_2_relu")(x)
-    x = places.get("bottleneck", _same)(x)
     x = _conv_norm(x, 4 * width, 1, f"{name}_3")
     x = places.get("branch", _same)(x)
     x = layers.Add(name=f"{name}_add")([shortcut, x])

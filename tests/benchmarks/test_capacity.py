@@ -12,8 +12,6 @@ def results(tmp_path, monkeypatch):
             for what in ("manifest", "split by patient", "leaks of the manifest", "take in")]
     rows += [f"near-duplicates,{count},{(count / 1000) ** 2},{count / 500},{count} pairs,2026-01-01"
              for count in (1000, 2000, 4000)]
-    rows += ['read shards,1000,2,3,"1000 slices of 96 px, 5000 bytes each",2026-01-01',
-             "write shards,1000,4,3,,2026-01-01"]
     (tmp_path / "manifests_here.csv").write_text("\n".join(["what,rows,cpu_seconds,peak_mib,note,date", *rows]))
     (tmp_path / "intake_cpu.csv").write_text("what,quantity,value,unit\ncache,decode and harmonise once,30,s\n"
                                              "cache,the same with what the audit needs,60,s\n")

@@ -100,12 +100,12 @@ def test_covid_is_bilateral_over_a_patient(smoke):
 
 def test_the_same_seed_gives_the_same_bytes(smoke, tmp_path):
     root, _ = smoke
-    phantom.generate(tmp_path, (3, 3, 3), seed=0, workers=1)
+    phantom.generate(tmp_path, (3, 3, 3), seed=0)
     again, first = digests(tmp_path), digests(root)
     slices = [path for path in again if path.endswith((".dcm", ".png")) and path in first]
     assert len(slices) >= 12
     assert all(again[path] == first[path] for path in slices), "a patient must not depend on the counts"
-    phantom.generate(tmp_path / "other", (1, 1, 1), seed=1, workers=1)
+    phantom.generate(tmp_path / "other", (1, 1, 1), seed=1)
     assert digests(tmp_path / "other")["covid/phantom-0000/000.dcm"] not in again.values()
 
 
@@ -117,17 +117,17 @@ def test_a_finished_folder_is_read_back(smoke):
 
 
 def test_other_parameters_replace_phantoms_and_nothing_else(tmp_path):
-    phantom.generate(tmp_path, (4, 1, 1), seed=0, workers=1)
+    phantom.generate(tmp_path, (4, 1, 1), seed=0)
     own = tmp_path / "covid" / "own.dcm"
     own.write_bytes(b"not a phantom")
-    manifest = phantom.generate(tmp_path, (2, 1, 1), seed=3, workers=1)
+    manifest = phantom.generate(tmp_path, (2, 1, 1), seed=3)
     written = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.dcm")}
     assert written == {*manifest.path, "covid/own.dcm"} and len(manifest) == 4
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 4
 
 
 def test_an_interrupted_run_does_not_look_finished(tmp_path, monkeypatch):
-    phantom.generate(tmp_path, (1, 1, 1), seed=0, workers=1)
+    phantom.generate(tmp_path, (1, 1, 1), seed=0)
     write, done = phantom._write_slice, []
 
     def stop(*arguments):
@@ -137,10 +137,10 @@ def test_an_interrupted_run_does_not_look_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(phantom, "_write_slice", stop)
     with pytest.raises(KeyboardInterrupt):
-        phantom.generate(tmp_path, (2, 2, 2), seed=0, workers=1)
+        phantom.generate(tmp_path, (2, 2, 2), seed=0)
     assert not (tmp_path / "phantom.json").exists()
     monkeypatch.setattr(phantom, "_write_slice", write)
-    assert len(phantom.generate(tmp_path, (2, 2, 2), seed=0, workers=1)) == 6
+    assert len(phantom.generate(tmp_path, (2, 2, 2), seed=0)) == 6
     assert json.loads((tmp_path / "phantom.json").read_text())["slices_per_class"] == [2, 2, 2]
 
 

@@ -131,14 +131,6 @@ def test_attention_sits_where_its_placement_says(models, variant, neighbours):
     assert attended == {f"attention_conv{stage}_weights" for stage in (3, 4, 5)}
 
 
-def test_attention_in_the_bottleneck_sees_the_output_of_the_3x3_convolution():
-    model = build_classifier("improved", CLASSES, 64, placement="bottleneck", reduction=2)
-    for name, source in {"attention_conv4": "conv4_block6_2_relu", "conv4_block6_3_conv": "attention_conv4"}.items():
-        given = keras.tree.flatten(model.get_layer(name).input)
-        assert source in [tensor._keras_history.operation.name for tensor in given]
-    assert model.get_layer("attention_conv4_query").filters == 1024 // 8
-
-
 def test_options_reach_the_graph():
     model = build_classifier(
         "resnet50", CLASSES, 65, precision="float32", dropout=0.5, seed=4,
