@@ -34,7 +34,7 @@ reproduce: env ## run a profile to its report and print the claims table
 
 study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; a day
 	@for set in ucsd-covid-ct sarscov2-ct-256 covid-ct-md-sample; do [ -d $(call quoted,DATA_ROOT)/$$set ] || { \
-	  echo "make study needs DATA_ROOT, a folder that holds $$set (README, The study). Received: DATA_ROOT="$(call quoted,DATA_ROOT); \
+	  echo "make study needs DATA_ROOT, a folder that holds $$set (docs/profiles.md). Received: DATA_ROOT="$(call quoted,DATA_ROOT); \
 	  exit 1; }; done
 	$(MAKE) reproduce PROFILE=study DATASET=ucsd-covid-ct DATA_ROOT=$(call quoted,DATA_ROOT)/ucsd-covid-ct
 	$(MAKE) reproduce PROFILE=study DATASET=sarscov2-ct DATA_ROOT=$(call quoted,DATA_ROOT)/sarscov2-ct-256

@@ -95,7 +95,9 @@ def build(folder=HOME, pages=True):
     figures.style()
     for name, figure in study_figures.draw(made, study.find(folder)).items():
         figures.save(figure, Path(folder, "figures"), name)
-    write_atomically(Path(folder, "README.md"), page(made, rows))
+    findings = Path(folder, "findings.md")
+    text = findings.read_text(encoding="utf-8").strip() if findings.is_file() else ""
+    write_atomically(Path(folder, "README.md"), page(made, rows, text))
     if pages:
         put(provenance.ROOT / "README.md", "study", opening(rows))
         put(provenance.ROOT / "MODEL_CARD.md", "performance", performance(made))
@@ -103,23 +105,24 @@ def build(folder=HOME, pages=True):
 
 
 APART = ("phantom", "covid-ct-md")  # mechanics, and too few patients to judge by
-OPENING = ("baseline", "accuracy", "gain", "recall-covid", "gain-pyramid", "gain-attention", "plateau",
-           "time-complexity", "space-complexity", "faster-cpu", "faster-gpu", "detected", "viral-exceeds", "balanced")
+OPENING = (("accuracy", "ucsd-covid-ct"), ("accuracy", "sarscov2-ct"), ("gain", "ucsd-covid-ct"),
+           ("gain-pyramid", "ucsd-covid-ct"), ("gain-attention", "ucsd-covid-ct"), ("time-complexity", None),
+           ("faster-cpu", None), ("detected", None))  # claim, data set
 
 
 def opening(rows):
-    """The table that README.md opens with: paper, measured, verdict, command."""
-    lines = ["| the paper | | measured | verdict | measured again by |", "|---|---|---|---|---|"]
+    """The table that README.md opens with: paper, measured with its interval, verdict."""
+    lines = ["| the paper | | measured here (95 % interval) | verdict |", "|---|---|---|---|"]
     for row in rows:
-        if row["id"] in OPENING and row["dataset"] not in APART and not row["measured"].startswith("no finished run"):
+        if (row["id"], row["dataset"]) in OPENING:
             where = f"{row['dataset']}: " if row["dataset"] else ""
             lines.append(f"| {row['statement']} | {row['paper_value']} | {where}{claims.measured(row)} | "
-                         f"**{row['verdict']}** | `{row['command']}` |")
+                         f"**{row['verdict']}** |")
     return "\n".join(lines)
 
 
-def page(made, rows):
-    """README.md of the folder: what was found, on one page, with the figures."""
+def page(made, rows, findings=""):
+    """README.md of the folder: what was found, in words (`findings`), tables and figures."""
     counts = pd.Series([row["verdict"] for row in rows]).value_counts()
     told = ", ".join(f"{counts[name]} {name}" for name in claims.VERDICTS if name in counts)
     parts = [
@@ -128,7 +131,7 @@ def page(made, rows):
         "`.venv/bin/python -m covidlib.publish --runs none`, without images and without training. Asked and laid down "
         "beforehand: [PROTOCOL.md](PROTOCOL.md); pilots: [pilots.csv](pilots.csv); every claim of the paper: "
         f"[claims.md](claims.md) ({told}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
-        "Research software, not for diagnosis.",
+        "Research software, not for diagnosis.", *([findings] if findings else []),
         "## Is it better than ResNet50?", _markdown(made["differences"], (
             "dataset", "profile", "protocol", "tested_on", "variant", "told", "seeds", "folds", "n", "difference",
             "low", "high", "p_bootstrap", "p_mcnemar", "p_holm", "auc_difference", "p_delong")),

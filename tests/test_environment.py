@@ -76,7 +76,8 @@ def test_this_interpreter_runs_the_locked_versions(lock, lock_module):
         assert version(name) == pins[name], f"{name}: make env"
 
 
-def test_every_dependency_is_explained_in_the_readme(repository, project):
-    readme = (repository / "README.md").read_text().lower()
+def test_every_dependency_is_explained(repository, project):
+    page = (repository / "docs/dependencies.md").read_text().lower()
+    assert "docs/dependencies.md" in (repository / "README.md").read_text()
     for text in project["dependencies"] + sum(project["optional-dependencies"].values(), []):
-        assert f"`{Requirement(text).name.lower()}`" in readme, f"the README gives no reason for {text}"
+        assert f"`{Requirement(text).name.lower()}`" in page, f"docs/dependencies.md gives no reason for {text}"
