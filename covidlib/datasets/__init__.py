@@ -8,6 +8,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "sarscov2-ct-multi
          "covid-ctset", "composition")
 _KNOWN = ("path", "label", "patient", "split", "slice_index", "source", "document", "series", "mask")
 _SHOWN = 200
+_SHORT = 16  # characters of a field of which one copy is held: labels, parts, sources
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ def open_saved(output_dir, data_root=None):
 
 
 def read_manifest(path):
-    """A manifest CSV; texts stay texts ("007" or "NA" may be a patient), absent columns are filled."""
-    return _complete(read_table(path), "")
+    """A manifest that `save` wrote; texts stay texts ("007" or "NA" may be a patient), absent columns are filled."""
+    return _complete(pd.read_csv(path, dtype=str, keep_default_na=False), "")
 
 
 def read_table(path):
@@ -218,24 +220,28 @@ def read_csv(path):
     delimiter = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        lines = [(rows.line_num, row) for row in rows if any(field.strip() for field in row)]
+        names = [name.strip() for name in next(row for row in rows if any(field.strip() for field in row))]
+        while names and not names[-1]:
+            names.pop()
+        named = [name for name in names if name]  # without the number that some programs give each row
+        if len(set(named)) < len(named):
+            raise ValueError(f"{path} has a column twice. Received: columns={names}")
+        columns, known = [[] for _ in names], {}
+        for row in rows:
+            if not any(field.strip() for field in row):
+                continue
+            if any(field.strip() for field in row[len(names):]):
+                raise ValueError(f"{path}, line {rows.line_num} has {len(row)} fields where the header has "
+                                 f"{len(names)}: put names that hold a {delimiter!r} in double quotes. "
+                                 f"Received: {delimiter.join(row)[:120]}")
+            for column, field in zip_longest(columns, row[:len(names)], fillvalue=""):
+                column.append(known.setdefault(field, field) if len(field) < _SHORT else field)
+    except StopIteration:
+        raise ValueError(f"{path} cannot be read as a CSV (it is empty). It needs a row for each slice.") from None
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a CSV ({error}). Save it as CSV in UTF-8, a row for each "
                          "slice.") from error
-    if not lines:
-        raise ValueError(f"{path} cannot be read as a CSV (it is empty). It needs a row for each slice.")
-    names = [name.strip() for name in lines[0][1]]
-    while names and not names[-1]:
-        names.pop()
-    named = [name for name in names if name]  # without the number that some programs give each row
-    for number, row in lines[1:]:
-        if any(field.strip() for field in row[len(names):]):
-            raise ValueError(f"{path}, line {number} has {len(row)} fields where the header has {len(names)}: put "
-                             f"names that hold a {delimiter!r} in double quotes. Received: {delimiter.join(row)[:120]}")
-    if len(set(named)) < len(named):
-        raise ValueError(f"{path} has a column twice. Received: columns={names}")
-    width = len(names)
-    return pd.DataFrame([(row + [""] * width)[:width] for _, row in lines[1:]], columns=names, dtype=str)[named]
+    return pd.DataFrame(dict(zip(names, columns, strict=True)), dtype=str)[named]
 
 
 def inside(root, relative):

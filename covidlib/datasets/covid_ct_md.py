@@ -13,7 +13,7 @@ import pydicom
 
 from covidlib import ct, lungs
 from covidlib.ct import ReadError
-from covidlib.datasets import listing
+from covidlib.datasets import listing, read_csv
 
 LUNG_FRACTION = 0.12
 _CLASSES = {"covid-19": "covid", "cap": "cap", "normal": "normal"}
@@ -55,10 +55,12 @@ def _class_of(folder):
 
 
 def _from_csv(root, found, folders):
-    table = pd.read_csv(root / "slices.csv", dtype={"file": str, "patient": str})
+    table = read_csv(root / "slices.csv")
     if {"file", "patient", "infection"} - set(table.columns):
         raise ValueError(f"slices.csv needs columns file,patient,infection. Received: {', '.join(table.columns)}")
     table = table[["file", "patient", "infection"]].rename(columns={"file": "path"}).assign(split="")
+    table["infection"] = _numbers(root / "slices.csv", table.infection)
+    table["path"] = listing.as_found(table.path, found[0])
     table["label"] = table.path.str.split("/").str[0].map(folders).fillna("")
     table, problems = listing.settle(root, table, found, "slices.csv")
     return _add_headers(root, table, problems)
@@ -84,17 +86,27 @@ def _from_labels(root, found, folders):
 
 def _marks(root):
     """patient -> array of 0 and 1, one for each of the patient's slices in order of slice location."""
-    index = pd.read_csv(root / "Index.csv", dtype={"Folder/ID": str})
+    index = read_csv(root / "Index.csv")
     names = ("Slice-level-labels-updated-1.npy", "Slice-level-labels.npy")
     file = next((root / name for name in names if (root / name).is_file()), None)
     if file is None or not {"Label Index", "Folder/ID"} <= set(index.columns):
         raise FileNotFoundError(f"{root} needs {names[1]}, and Index.csv with columns Label Index,Folder/ID.")
-    labels, rows = np.load(file, allow_pickle=False), index["Label Index"].to_numpy()
+    labels, rows = np.load(file, allow_pickle=False), _numbers(root / "Index.csv", index["Label Index"]).to_numpy()
     if len(labels) == len(index):  # a patient was taken out of both, and the index still counts past the gap
         rows = np.arange(len(index))
     elif len(labels) <= rows.max():
         raise ValueError(f"{file} does not fit Index.csv. Received: {len(labels)} and {len(index)} patients")
     return dict(zip(index["Folder/ID"], labels[rows], strict=True))
+
+
+def _numbers(file, texts):
+    """Series of int; ValueError naming the first row without a whole number."""
+    numbers = pd.to_numeric(texts, errors="coerce")
+    odd = numbers.isna() | (numbers % 1 != 0)
+    if odd.any():
+        raise ValueError(f"{file} needs whole numbers in column {texts.name}. Received: {texts[odd.idxmax()]!r} in row "
+                         f"{odd.idxmax() + 1}")
+    return numbers.astype(int)
 
 
 def _add_headers(root, table, problems):

@@ -11,7 +11,7 @@ import re
 import pandas as pd
 
 from covidlib.ct import ReadError
-from covidlib.datasets import listing
+from covidlib.datasets import listing, read_csv
 
 _CLASSES = ("covid", "normal")
 _CHOSEN = re.compile(r"[^/]*?(covid|normal)[^/]*_(patient\d+)_(SR_\d+)_[^/]*\.tiff?", re.IGNORECASE)
@@ -51,7 +51,7 @@ def _spacing(root, manifest):
     file = next(iter(sorted(root.rglob("Patients_metadata.csv"))), None)
     if file is None:
         return float("nan")
-    table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig").drop_duplicates("Patient ID")
+    table = read_csv(file).drop_duplicates("Patient ID")
     known = {(row["Patient ID"], name.split()[0]): row[name]
              for _, row in table.iterrows() for name in table if name.endswith(" PixelSpacing")}
     text = pd.Series([known.get(key, "") for key in zip(manifest.patient, manifest.series, strict=True)])

@@ -10,7 +10,7 @@ import re
 import pandas as pd
 
 from covidlib.ct import ReadError
-from covidlib.datasets import SPLITS, listing
+from covidlib.datasets import SPLITS, listing, read_csv
 
 _CLASSES = {"0": "normal", "1": "cap", "2": "covid"}
 _ORDER = ("covid", "cap", "normal")
@@ -92,7 +92,7 @@ def _add_patients(root, table):
 def _metadata(root):
     if not (root / "metadata.csv").is_file():
         return pd.DataFrame(columns=["source"])
-    table = pd.read_csv(root / "metadata.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table = read_csv(root / "metadata.csv")
     table = table.rename(columns=lambda name: name.strip().lower()).rename(columns={"patient id": "patient"})
     if not {"patient", "source"} <= set(table.columns):
         raise ValueError(f"{root / 'metadata.csv'} needs columns patient id,source. Received: {list(table.columns)}")

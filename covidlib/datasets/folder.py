@@ -70,7 +70,8 @@ def _from_csv(root):
         keep &= ~lost
     table["path"] = table.path.where(keep, "")  # an unusable file still says that its class exists
     alike = ["path", "slice_index"] if "slice_index" in table else ["path"]
-    for (path, *_), rows in table[keep].groupby(alike):
+    repeated = table[keep & table.duplicated(alike, keep=False)]
+    for (path, *_), rows in repeated.groupby(alike):
         other = [name for name in table if rows[name].nunique() > 1]
         if other:
             problems.append(ReadError(root / path, f"is listed in manifest.csv twice, with another {other[0]} "

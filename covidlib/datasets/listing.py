@@ -86,9 +86,10 @@ def settle(root, table, found, where):
 
 def as_found(listed, paths):
     """Series of the paths that a list names, as they are spelled in `paths`, where one of them is meant."""
-    known, spelled = set(paths), {}
-    for path in paths:
-        spelled.setdefault(_spelling(path), path)
+    known = set(paths)
+    if listed.isin(known).all():
+        return listed
+    spelled = {_spelling(path): path for path in reversed(paths)}
     return listed.map(lambda path: path if path in known else spelled.get(_spelling(path), path))
 
 

@@ -7,7 +7,7 @@ import re
 
 import pandas as pd
 
-from covidlib.datasets import SPLITS, listing, require_folders
+from covidlib.datasets import SPLITS, listing, read_csv, require_folders
 
 _PARTS = {"covid": "COVID", "non_covid": "NonCOVID"}
 # a preprint's number, or whatever stands before the page and picture numbers of a figure
@@ -57,7 +57,7 @@ def _add_patients(root, manifest):
     if not (root / "patients.csv").is_file():
         note = "Patients are unknown (no patients.csv); the set's authors made the official split by patient."
         return manifest.assign(patient=""), [note]
-    table = pd.read_csv(root / "patients.csv", dtype=str, keep_default_na=False).set_index(["folder", "file"])
+    table = read_csv(root / "patients.csv").set_index(["folder", "file"])
     keys = pd.MultiIndex.from_frame(manifest.path.str.split("/", expand=True)[[1, 2]])
     table = table[~table.index.duplicated()].reindex(keys).fillna("").reset_index(drop=True)
     # each folder numbers its patients on its own
