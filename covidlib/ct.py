@@ -6,7 +6,6 @@ DICOM with rescale tags or signed pixels, and NIfTI. Anything else is a picture 
 invented.
 """
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,17 +19,22 @@ __all__ = ["AIR", "FORMATS", "Companion", "LUNG_WINDOW", "NoImage", "NotASlice",
            "count_slices", "fit_square", "read", "read_hu", "read_mask", "read_slice", "slice_order", "sniff"]
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
 FORMATS = "PNG, JPEG, TIFF, DICOM or NIfTI"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".ima", ".nii", ".gz"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".ima", ".nii", ".gz"}
+_OTHERS = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc",
+           ".docx", ".odt", ".xls", ".xlsx", ".ods", ".ppt", ".pptx", ".log", ".ini", ".inf", ".yaml", ".yml", ".db",
+           ".py", ".ipynb", ".sh", ".bat", ".exe", ".dll", ".lnk", ".url"}
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg",
     b"II*\0": "tiff", b"MM\0*": "tiff", b"II+\0": "tiff", b"MM\0+": "tiff",
 }
 _READERS = {"dicom": dicom, "nifti": nifti}
-_remarks = {}  # of the slice that was read last
 
 
 def sniff(path):
-    """Format by content: "png", "jpeg", "tiff", "dicom" or "nifti"; ReadError for anything else."""
+    """Format by content: "png", "jpeg", "tiff", "dicom" or "nifti"; ReadError for anything else.
+
+    NoImage for what is neither meant nor named to be an image: text, documents, programs.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Check the path and data_root.")
@@ -54,9 +58,17 @@ def sniff(path):
         return "nifti"
     if head[:2] in (b"\x08\0", b"\x02\0", b"\0\x08") and dicom.is_bare(path):
         return "dicom"
-    if path.suffix.lower() not in SUFFIXES:  # neither its content nor its name is an image's
+    if path.suffix.lower() in _OTHERS or (path.suffix.lower() not in _SUFFIXES and _is_text(head)):
         raise NoImage(path, f"is not {FORMATS} but another kind of file (begins with {head[:8]!r})", "Leave it out")
     raise ReadError(path, f"is not {FORMATS} (begins with {head[:8]!r})")
+
+
+def _is_text(head):
+    try:
+        text = head.decode("utf-8", errors="strict" if len(head) < 2**14 else "ignore")
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character in "\r\n\t\f\ufeff" for character in text)
 
 
 class Slice(NamedTuple):
@@ -96,12 +108,6 @@ def read_slice(path, slice_index=0, window=LUNG_WINDOW):
     return read(path, slice_index).picture(window)
 
 
-def remark(path, slice_index=0):
-    """What is doubtful of a slice's values, see Slice; at no cost where that slice was read last."""
-    known = _remarks.get(_key(path, slice_index))
-    return read(path, slice_index).remark if known is None else known
-
-
 def read_hu(path, slice_index=0, square=True):
     """One slice of a DICOM or NIfTI file as float32 (H, W) in HU; padding and all below air is -1024.
 
@@ -135,7 +141,10 @@ def slice_order(path):
 
 
 def count_slices(path):
-    """Number of axial slices of a volume, frames of a DICOM file or pages of a TIFF; 1 for other pictures."""
+    """Number of axial slices of a volume, frames of a DICOM file or pages of a TIFF; 1 for other pictures.
+
+    Raises as `slice_order`, which refuses frames of several phases at one place.
+    """
     return len(slice_order(path))
 
 
@@ -177,8 +186,6 @@ def _read(path, slice_index, square):
         seen = found.values if found.is_hu else values.to_bytes(found.values, found.padding)
         if square:
             seen = _squared(path, seen, found.spacing)
-        _remarks.clear()
-        _remarks[_key(path, slice_index)] = found.remark
         return Slice(seen, found.is_hu, found.windows, found.remark, shape)
 
 
@@ -187,7 +194,3 @@ def _squared(path, seen, spacing, nearest=False):
         return values.square_pixels(seen, spacing, nearest)
     except ValueError as error:
         raise ReadError(path, str(error), "Mend PixelSpacing, or resample it") from error
-
-
-def _key(path, slice_index):
-    return str(path), int(slice_index), os.stat(path).st_mtime_ns

@@ -40,30 +40,36 @@ def typical(images):
 
 
 def of_file(path, index=0):
-    """Doubts about a file and the values of its slice `index`: a list of sentences."""
-    from PIL import Image
-
+    """Doubts about a file and the values of its slice `index`, which is read: a list of sentences."""
     from covidlib import ct
 
     try:
-        remark = ct.remark(path, index)
+        return [*of_values(ct.read(path, index).remark), *of_colours(path)]
     except (OSError, ValueError):
         return []
-    found = [f"its values are doubtful: {remark}."] if remark else []
+
+
+def of_values(remark):
+    """Doubts about values of which ct.Slice has a `remark`."""
+    return [f"its values are doubtful: {remark}."] if remark else []
+
+
+def of_colours(path):
+    """Doubts about the colours of a picture: a list of sentences."""
+    from PIL import Image
+
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-                return found
+                return []
             small = picture.convert("RGB")
             small.thumbnail((256, 256))
     except (OSError, ValueError, Image.DecompressionBombError):
-        return found
+        return []
     values = np.asarray(small).astype(int)
     coloured = (np.ptp(values, axis=2) > COLOURED).mean()
-    if coloured > 0.005:
-        found.append(f"{coloured:.0%} of its pixels are coloured: CT slices are grey. Marks and captions mislead a "
-                     "network.")
-    return found
+    return [f"{coloured:.0%} of its pixels are coloured: CT slices are grey. Marks and captions mislead a network."
+            ] if coloured > 0.005 else []
 
 
 def of_slice(picture, lungs, body, harmonised, usual=None):

@@ -229,18 +229,23 @@ def read(path, index, mask=None):
 
     Raises ct.ReadError, also for a mask of another size.
     """
+    return _read(path, index, mask)[1:]
+
+
+def _read(path, index, mask):
+    """(remark of ct.Slice, *`read`)"""
     found = ct.read(path, index)
     picture = found.picture()
     body, lung = lungs.segment(picture)
     if mask is None:
-        return picture, body, lung
+        return found.remark, picture, body, lung
     known = lungs.read_mask(mask, index)
     if known.shape == found.stored != picture.shape:  # drawn before pixels were made square
         known = np.asarray(Image.fromarray(known).resize(picture.shape[::-1], Image.Resampling.NEAREST))
     if known.shape != picture.shape:
         raise ct.ReadError(mask, f"is a mask of {known.shape} pixels for a slice of {picture.shape}",
                            f"Give the mask of {path}")
-    return picture, body | known, known
+    return found.remark, picture, body | known, known
 
 
 def see(path, slice_index, image_size, mask=None):
@@ -264,10 +269,10 @@ def _see(path, index, mask, image_size, checksum):
 def _study(path, index, mask, image_size, asked):
     """(network's image, facts, thumbnail, features or None) of one slice, or the ReadError."""
     try:
-        picture, body, lung = read(path, index, mask)
+        remark, picture, body, lung = _read(path, index, mask)
         image, seen_lung = harmonise.harmonise(picture, image_size, lung)
         facts = [sha256_once(path), similarity.perceptual_hash(picture),
-                 *shortcuts.file_facts(path), *picture.shape, float(lung.mean()), ct.remark(path, index)]
+                 *shortcuts.file_facts(path), *picture.shape, float(lung.mean()), remark]
         seen = shortcuts.features(picture, body, lung, image, seen_lung) if asked else None
         return image, facts, similarity.thumbnail(picture), seen
     except (ct.ReadError, FileNotFoundError) as error:

@@ -138,18 +138,18 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
             try:
                 picture = scan.picture(number)
             except ct.ReadError as error:
-                faults.append({"path": row["path"], "error": f"{error.what}. {error.mend}."})
+                fault = {"path": row["path"], "error": f"{error.what}. {error.mend}."}
+                faults += [fault] if fault not in faults[-1:] else []  # a volume is one fault, not one for each slice
                 continue
             body, lung = lungs.segment(picture)
             images.append(harmonise.harmonise(picture, size, lung)[0])
             found = [*scan.doubts(number), *doubts.of_slice(picture, lung, body, images[-1], known.typical)]
             kept.append(row | {"lung": bool(lung.any()), "doubts": " ".join(found)})
+        for scan in {id(scan): scan for scan, _, _ in slices[start:start + batch_size]}.values():
+            if start + batch_size < len(slices) and scan is not slices[start + batch_size][0]:
+                scan.forget()
         if not images:
             continue
-        if start + batch_size < len(slices):
-            for scan in {id(scan): scan for scan, _, _ in slices[start:start + batch_size]}.values():
-                if scan is not slices[start + batch_size][0]:
-                    scan.forget()
         probabilities = _ask(model, np.stack(images))
         if known.temperature:
             probabilities = calibration.scale(probabilities, known.temperature)

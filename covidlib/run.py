@@ -106,6 +106,8 @@ def read_file(path, declared: dict[str, str]) -> dict:
         return {}
     if not isinstance(document, yaml.MappingNode):
         raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: {document.tag}")
+    if not all(isinstance(key, yaml.ScalarNode) for key, _ in document.value):
+        raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: a list as a name")
     _refuse_twice(path, [key.value for key, _ in document.value])
     return {key.value: _from_node(node, declared.get(key.value, "str")) for key, node in document.value}
 

@@ -1,5 +1,6 @@
 """Scans among the files that somebody gives: DICOM series, volumes, pictures, also in a zip archive."""
 
+import functools
 import io
 import lzma
 import threading
@@ -45,6 +46,7 @@ class Scan:
 
     def __post_init__(self):
         self._kept, self._volume, self._is_hu, self._lock = OrderedDict(), None, None, threading.RLock()
+        self._coloured = functools.lru_cache(maxsize=1)(doubts.of_colours)
 
     def __len__(self):
         return len(self.slices)
@@ -59,21 +61,28 @@ class Scan:
     def _find_hu(self):
         """By the first slice that can be read; the error of the first where none can."""
         first = None
-        for place in self.slices:
+        for index in range(len(self)):
             try:
-                ct.read_slice(*place)
+                return self._slice(index).is_hu
             except ReadError as error:
                 first = first or error
-                continue
-            try:
-                ct.read_hu(*place)
-                return True
-            except ReadError:
-                return False
         raise first
 
     def values(self, index):
-        """Slice `index`: float32 (H, W) in HU where `is_hu`, else uint8 grey. Raises ReadError."""
+        """Slice `index`: float32 (H, W) in HU, or uint8 grey where it is none. Raises ReadError."""
+        return self._slice(index).values
+
+    def picture(self, index, window=ct.LUNG_WINDOW):
+        """Slice `index` as uint8 (H, W), through `window` (centre, width) where it holds HU. Raises ReadError."""
+        return self._slice(index).picture(window)
+
+    def doubts(self, index):
+        """Sentences on the values and the colours of slice `index`, see the module doubts. Raises ReadError."""
+        if self.turned:
+            return []
+        return [*doubts.of_values(self._slice(index).remark), *self._coloured(self.slices[index][0])]
+
+    def _slice(self, index):
         with self._lock:
             if index not in self._kept:
                 self._kept[index] = self._read(index)
@@ -82,26 +91,22 @@ class Scan:
             return self._kept[index]
 
     def _read(self, index):
-        if self.turned:
-            if self._volume is None:
+        if not self.turned:
+            return ct.read(*self.slices[index])
+        if self._volume is None:
+            try:
                 self._volume = volumes.read_volume(self.turned)
-            return self._volume[index]
-        return (ct.read_hu if self.is_hu else ct.read_slice)(*self.slices[index])
-
-    def doubts(self, index):
-        """Sentences on the file and the values of slice `index`, see doubts.of_file."""
-        return [] if self.turned else doubts.of_file(*self.slices[index])
+            except ReadError as error:  # it is the same for every slice
+                self._volume = error
+        if isinstance(self._volume, ReadError):
+            raise self._volume
+        return ct.Slice(self._volume[index], True, [], "", self._volume[index].shape)
 
     def forget(self):
         """Let go of what was read; it is read again when it is asked for."""
         with self._lock:
             self._kept.clear()
             self._volume = None
-
-    def picture(self, index, window=ct.LUNG_WINDOW):
-        """Slice `index` as uint8 (H, W), through `window` (centre, width) where it holds HU. Raises ReadError."""
-        values = self.values(index)
-        return ct.apply_window(values, window) if self.is_hu else values
 
 
 def find(root, limit=None):
@@ -149,7 +154,7 @@ def _name(path, root):
 def _of_series(series, root):
     first = dicom.header(series.files[0], list(TOLD))
     facts = {told: str(value) for tag, told in TOLD.items() if (value := first.get(tag)) not in (None, "")}
-    series.require_plane(volumes.TURNED)
+    series.require_axial(volumes.TURNED)
     files = list(dict.fromkeys(series.files))
     slices, turned = series.slices, [] if series.axial else files
     if turned:  # what was across or down the stored slices is now along the body
@@ -228,7 +233,9 @@ def of_file(path):
         series, strays = volumes.group_series([path])
         if strays:
             raise strays[0]
-        return _of_series(series[0], path.parent)
+        scan = _of_series(series[0], path.parent)
+        scan.notes += [f"A part of it was left out: it {problem.what}." for problem in series[0].problems]
+        return scan
     return Scan(path.name, [(path, index) for index in ct.slice_order(path)])
 
 

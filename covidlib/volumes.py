@@ -14,15 +14,15 @@ from scipy import ndimage
 
 from covidlib import ct
 from covidlib.formats import NotASlice, ReadError, dicom, reading
+from covidlib.formats.dicom import SAME_PLACE
 from covidlib.formats.values import square_pixels
 
-SAME_PLACE = 0.01  # mm
 GAP = 1.5  # times the usual distance
 TURNED = 10  # slices of a series that was not stored axial, from which on axial ones are cut from it
 _TILTED = 1.0  # degrees
 _TAGS = ["SeriesInstanceUID", "SeriesDescription", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType",
          "SamplesPerPixel", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
-         "SliceLocation", "InstanceNumber", "PixelSpacing", "PixelAspectRatio", "PixelRepresentation",
+         "SliceLocation", "InstanceNumber", "PixelSpacing", "PixelRepresentation",
          "RescaleIntercept", "GantryDetectorTilt", "PatientID", "DirectoryRecordSequence",
          "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
 
@@ -64,12 +64,12 @@ class Series:
 
     def name(self, n):
         """Of slice `n`, for a message."""
-        many = self.files.count(self.files[n]) > 1
+        many = int(self.headers[n].get("NumberOfFrames") or 1) > 1
         return self.files[n].name + (f" (frame {self.frames[n] + 1})" if many else "")
 
-    def require_plane(self, least=None):
-        """ReadError unless its slices are axial, or at least `least` of them, so that axial ones can be cut."""
-        if self.axial or (least is not None and len(self.slices) >= least):
+    def require_axial(self, or_slices=None):
+        """ReadError unless its slices are axial, or so many of them that axial ones can be cut."""
+        if self.axial or (or_slices is not None and len(self.slices) >= or_slices):
             return
         count = len(self.slices)
         what = f"is the first of {count} slices that are not axial" if count > 1 else "is a slice that is not axial"
@@ -243,11 +243,11 @@ def _note_gaps(series):
         return series
     steps = np.diff(series.positions)
     usual = np.median(steps)
-    gaps = [f"{steps[n]:.1f} mm between {series.name(n)} and {series.name(n + 1)}"
-            for n in np.flatnonzero(steps > GAP * usual)]
-    if not gaps:
+    gaps = np.flatnonzero(steps > GAP * usual)
+    if not len(gaps):
         return series
-    shown = "; ".join(gaps[:3]) + ("; ..." if len(gaps) > 3 else "")
+    shown = "; ".join(f"{steps[n]:.1f} mm between {series.name(n)} and {series.name(n + 1)}" for n in gaps[:3])
+    shown += "; ..." if len(gaps) > 3 else ""
     note = (f"Slices are missing from the series in {series.files[0].parent.name}, where {usual:.1f} mm is usual: "
             f"{shown}.")
     return replace(series, notes=[*series.notes, note])

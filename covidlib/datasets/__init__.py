@@ -215,7 +215,7 @@ def read_csv(path):
     text = read_text(path)
     head, _, rest = text.lstrip().partition("\n")
     if re.fullmatch(r'"?sep=.?"?', head.strip(), re.IGNORECASE):  # a hint to Excel
-        text = rest
+        text = "\n" + rest
     header = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
     delimiter = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -29,7 +29,7 @@ def load(root):
     """
     root = Path(root)
     listed = (root / "manifest.csv").is_file()
-    table, problems, passed_over, notes = _from_csv(root) if listed else _from_folders(root)
+    table, problems, notes = _from_csv(root) if listed else _from_folders(root)
     classes = sorted(set(table.label), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     _refuse_twins(root, classes)
     if len(classes) < 2:
@@ -40,11 +40,10 @@ def load(root):
         expanded, found, said = slices.expand(root, table[whole].drop(columns="slice_index", errors="ignore"))
         table = pd.concat([expanded, table[~whole]]) if not whole.all() else expanded
         if not listed:  # a file that somebody listed is meant to be one
-            passed_over += sum(isinstance(problem, NoImage) for problem in found)
+            passed_over = [problem.path.relative_to(root) for problem in found if isinstance(problem, NoImage)]
             found = [problem for problem in found if not isinstance(problem, NoImage)]
+            notes += _note_passed_over(root, table, passed_over)
         problems, notes = problems + found, notes + said
-    if passed_over:
-        notes = [f"{passed_over} files are no images and were passed over.", *notes]
     twins = _under_two_labels(root, table)
     table = table[~table.path.isin([problem.path.relative_to(root).as_posix() for problem in twins])]
     return table.reset_index(drop=True), tuple(classes), notes, problems + twins
@@ -77,7 +76,7 @@ def _from_csv(root):
             problems.append(ReadError(root / path, f"is listed in manifest.csv twice, with another {other[0]} "
                                       f"({' and '.join(rows[other[0]].unique()[:2])})", "Keep the line that is right"))
             keep &= table.path != path
-    return table[~table.duplicated(alike) | ~keep], problems, 0, []
+    return table[~table.duplicated(alike) | ~keep], problems, []
 
 
 def _from_folders(root):
@@ -89,17 +88,15 @@ def _from_folders(root):
     class_folders = [(folder, "") for folder in folders]
     if parts:
         class_folders = [(folder, PARTS[part.name.lower()]) for part in parts for folder in _visible_folders(part)]
-    rows, problems, passed_over = [], [], 0
+    rows, problems = [], []
     for folder, split in class_folders:
         paths, wrong = listing.find(root, folder.relative_to(root).as_posix())
-        images, others = listing.without_other_files(root, paths)
         problems += wrong
-        passed_over += others
-        for path in sorted(images, key=natural):
+        for path in sorted(paths, key=natural):
             inner = Path(path).relative_to(folder.relative_to(root)).parts[:-1]
             patient = f"{folder.name}/{inner[0]}" if inner else ""
             rows.append({"path": path, "label": folder.name, "patient": patient, "split": split})
-        if wrong and not images:
+        if wrong and not paths:
             rows.append({"path": "", "label": folder.name, "patient": "", "split": split})
     empty = {folder.name for folder, _ in class_folders} - {row["label"] for row in rows}
     if empty or not rows:
@@ -108,7 +105,16 @@ def _from_folders(root):
     beside = _loose_images(root, [root, *parts])
     notes = [f"{len(beside)} images lie beside the class folders and were left out, such as {beside[0]}."
              ] if beside else []
-    return pd.DataFrame(rows), problems, passed_over, notes
+    return pd.DataFrame(rows), problems, notes
+
+
+def _note_passed_over(root, table, passed_over):
+    """A note on files that are no images; FileNotFoundError where a class holds nothing else."""
+    names = {path.as_posix() for path in passed_over}
+    empty = sorted(set(table.label) - set(table.label[~table.path.isin(names)]))
+    if empty:
+        raise FileNotFoundError(f"{root} holds no images of {', '.join(empty)}. {_LAYOUT}.")
+    return [f"{len(names)} files are no images and were passed over, such as {min(names)}."] if names else []
 
 
 def _loose_images(root, folders):

@@ -1,12 +1,14 @@
 """What lies in a folder of images, what of it is passed over, and what is wrong with it, before anything is decoded.
 
 What is passed over is decided here for data sets, scans and predictions alike: hidden files and folders, and what
-operating systems, servers and archives leave behind, without a word; files that are no images (ct.NoImage) are told.
+operating systems, servers and archives leave behind, without a word. Files that are no images (ct.NoImage) are told,
+in scans and predictions but for ct.Companion.
 """
 
 import fnmatch
 import os
 import posixpath
+import re
 import unicodedata
 
 import pandas as pd
@@ -20,9 +22,12 @@ _LEFT_BEHIND = (".*", "__macosx", "lost+found", "@eadir", "@recycle", "@recently
                 "icon\r", "dicomdir", "~$*", "__pycache__")
 
 
+_IS_LEFT_BEHIND = re.compile("|".join(map(fnmatch.translate, _LEFT_BEHIND))).match
+
+
 def is_left_behind(name):
     """Whether a file or folder of this name is nobody's data, but left by a system."""
-    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _LEFT_BEHIND)
+    return bool(_IS_LEFT_BEHIND(name.lower()))
 
 
 def without_other_files(root, paths):

@@ -47,7 +47,7 @@ def expand(root, table):
             notes += one.notes
             without_hu += sum(map(dicom.lacks_rescale, dict(zip(one.files, one.headers, strict=True)).values()))
             try:
-                one.require_plane()
+                one.require_axial()
                 shown = _series_rows(one, group, people, salt)
                 left_out += len(one.slices) - len(shown)
             except ReadError as error:

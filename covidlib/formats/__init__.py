@@ -26,11 +26,11 @@ class NotASlice(ReadError):
 
 
 class NoImage(NotASlice):
-    """A file that lies among images without being one, and is passed over where nobody listed it."""
+    """A file that lies among images without being one (text, a document), and is passed over where nobody listed it."""
 
 
 class Companion(NoImage):
-    """What every export of a scanner has beside its images: presentation states, reports, protocol pages, DICOMDIR."""
+    """What an export of a scanner has beside its images: presentation states, reports, protocol pages, screenshots."""
 
 
 @contextmanager

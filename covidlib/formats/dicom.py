@@ -82,7 +82,8 @@ def read_mask(path, slice_index):
 
 def _upright_decoded(found, index, decoded):
     """Turned as seen by a radiologist where it is axial, with its spacing; with a remark where it is not axial."""
-    found_place, spacing = place(found, index), pixel_spacing(found, index)
+    found_place = place(found, index)
+    spacing = pixel_spacing(found, index) or _pair(found.get("PixelAspectRatio"))  # for their shape alone
     if found_place and not is_axial(found_place[1]):
         return decoded._replace(spacing=spacing, remark=decoded.remark or "it is not an axial slice")
     if not found_place:
@@ -153,12 +154,15 @@ def place(found, index=0):
 
 
 def pixel_spacing(found, index=0):
-    """(rows, columns) in millimetres, or as PixelAspectRatio relates them, or None."""
-    spacing = _item(found, "PixelMeasuresSequence", "PixelSpacing", index)
-    spacing = found.get("PixelAspectRatio") if spacing is None else spacing
+    """(rows, columns) in millimetres, or None."""
+    return _pair(_item(found, "PixelMeasuresSequence", "PixelSpacing", index))
+
+
+def _pair(values):
+    """Two numbers above 0, or None where they are absent or no such."""
     try:
-        pair = tuple(float(value) for value in spacing)
-    except (TypeError, ValueError):  # absent, or no numbers: nothing is known
+        pair = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
         return None
     return pair if len(pair) == 2 and min(pair) > 0 and all(map(math.isfinite, pair)) else None
 
@@ -298,9 +302,9 @@ def _values(found, path, index):
     """The values.Decoded of a frame, as it is stored."""
     slope, intercept, kind = (_item(found, "PixelValueTransformationSequence", name, index)
                               for name in ("RescaleSlope", "RescaleIntercept", "RescaleType"))
-    slope, scale = _number(1 if slope is None else slope), _number(intercept or 0)
-    if not (math.isfinite(slope) and slope and math.isfinite(scale)):
-        raise ReadError(path, f"has senseless rescale tags (slope {slope}, intercept {scale})",
+    scale = _number(1 if slope is None else slope), _number(intercept or 0)
+    if not (all(map(math.isfinite, scale)) and scale[0]):
+        raise ReadError(path, f"has senseless rescale tags (slope {scale[0]}, intercept {scale[1]})",
                         "Mend them, or export it again")
     stored, readings = _stored(found, path, index)
     integers = _interpret(stored, *readings[0])
@@ -309,35 +313,45 @@ def _values(found, path, index):
     kind = str(kind or "").strip().upper()
     remark = (f"by its RescaleType its values are {kind}" if kind not in ("", "HU", "US") else
               "its values go through a table of their own" if found.get("ModalityLUTSequence") else "")
-    for number, reading in enumerate([] if remark else readings):
-        values = _interpret(stored, *reading) if number else integers
-        edges = [slope * edge + scale for edge in _range(values, *reading)]
-        padding = _padding(found, stored, values, slope, scale)
-        if max(edges) - min(edges) < REACH or min(edges) > LUNG:
-            looks, why = False, f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}"
-        else:
-            hu = values.astype(np.float32)
-            if slope != 1:
-                hu *= np.float32(slope)
-            hu += np.float32(scale)
-            looks, why = judge(hu, padding)
-        stated = intercept is not None and kind != "US" and number == 0
-        if intercept is None and why:
-            why = f"it has no rescale tags, and {why}"
-        if stated and looks is None and scale == 0:  # as where nothing was stated
-            looks = None if _may_be_inside(hu, padding) else False
-        if looks or (stated and looks is None):
-            said = "signed" if reading[0] else "unsigned"
-            doubt = (f"its header says otherwise, but its values are HU only as {said} numbers of {reading[1]} bits"
-                     if number else why if scale == 0 else _cut_off(found, stored, values))
-            return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=doubt)
-        remark = remark or why
-    padding = _padding(found, stored, integers, slope, scale)
+    if not remark:
+        stated = intercept is not None and kind != "US"
+        for reading in readings:
+            decoded = _as_hu(found, stored, reading, scale, stated and reading == readings[0])
+            if decoded.is_hu:
+                if reading != readings[0]:
+                    said = f"{'signed' if reading[0] else 'unsigned'} numbers of {reading[1]} bits"
+                    decoded = decoded._replace(remark=f"its header says otherwise, but only as {said} are they HU")
+                return decoded
+            remark = remark or decoded.remark
+        remark = remark if intercept is not None else f"it has no rescale tags, and {remark}"
+    padding = _padding(found, stored, integers, *scale)
     if found.PhotometricInterpretation == "MONOCHROME1":
         integers = sum(_range(integers, *readings[0])) - integers.astype(np.float64)
-    if readings[0] == (False, 8):
-        return Decoded(integers.astype(np.uint8), padding=padding, remark=remark)
-    return Decoded(integers.astype(np.float32), padding=padding, remark=remark)
+    kind = np.uint8 if readings[0] == (False, 8) else np.float32
+    return Decoded(integers.astype(kind), padding=padding, remark=remark)
+
+
+def _as_hu(found, stored, reading, scale, stated):
+    """Decoded values in HU, stored in this `reading` (signed, bits); not is_hu, with the reason, where they are none.
+
+    `stated`: whether the header says that they are HU. An intercept of zero says little: it is also written for grey.
+    """
+    slope, intercept = scale
+    values = _interpret(stored, *reading)
+    edges = [slope * edge + intercept for edge in _range(values, *reading)]
+    if max(edges) - min(edges) < REACH or min(edges) > LUNG:
+        return Decoded(values, remark=f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}")
+    padding = _padding(found, stored, values, *scale)
+    hu = values.astype(np.float32)
+    if slope != 1:
+        hu *= np.float32(slope)
+    hu += np.float32(intercept)
+    looks, why = judge(hu, padding, may_be_raw=intercept > LUNG)
+    believed = stated and looks is None and (intercept != 0 or _may_be_inside(hu, padding))
+    if not (looks or believed):
+        return Decoded(values, remark=why)
+    doubt = why if intercept == 0 else _cut_off(found, stored, values)
+    return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=doubt)
 
 
 def _may_be_inside(hu, padding):

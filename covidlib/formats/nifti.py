@@ -123,7 +123,7 @@ def _load(path):
     affine = _affine(header)
     stored = _upright(values.reshape(shape, order="F"), affine)
     stored.setflags(write=False)
-    some = stored[:: max(1, len(stored) // _JUDGED)]
+    some = stored[:: max(1, len(stored) // _JUDGED, stored.size >> 23)]  # float32 takes memory
     looks, remark = judge(_scaled(some, slope, intercept))
     return Volume(stored, slope, intercept, bool(looks), _spacing(affine)[1:], remark)
 

@@ -36,10 +36,11 @@ class Decoded(NamedTuple):
     remark: str = ""
 
 
-def judge(values, padding=None):
+def judge(values, padding=None, may_be_raw=True):
     """(True, False or None, reason): whether values (..., H, W) look like HU, contradict it, or say too little.
 
     `padding`: bool of the same shape, not looked at; neither is what is not finite or fills the edge with one value.
+    `may_be_raw`: whether 1024 may have been added to them.
     """
     level = edge_level(values)
     step = max(1, round((values.size / _SAMPLED) ** (1 / values.ndim)))
@@ -50,27 +51,41 @@ def judge(values, padding=None):
         kept &= ~padding[part]
     if level is not None:
         kept &= seen != level
-    seen = seen[kept]
+    seen, surrounded = seen[kept], level is not None and VACUUM < level < -900
     if len(seen) < FEW:
-        return (True if level is not None and VACUUM < level < -900 else None), ""
-    below, above = (seen < VACUUM).mean(), (seen > METAL).mean()
-    if below > 0.05 or above > 0.05:
-        return False, (f"{max(below, above):.0%} of its values lie " + (f"below {VACUUM}" if below > above else
-                                                                       f"above {METAL}") + ", where no body has any")
-    air, dense = (seen < LUNG).mean(), (seen > BONE).mean()
-    if dense > 0.25 * max(1 - air, 0.04):
-        return False, f"{dense / (1 - air):.0%} of its values but air lie above {BONE}, as if 1024 had been added"
-    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2 and (seen < -960).mean() > 0.05:
-        return False, f"none of its values is denser than lung ({seen.min():.0f} to {seen.max():.0f})"
-    tissue = ((seen > -250) & (seen < 350)).mean()
-    levels = [] if level is None else [level]
-    is_air = air > 0.01 or any(VACUUM < one < -900 for one in levels)
-    if is_air and tissue > 0.01 and np.ptp([seen.min(), seen.max(), *levels]) > REACH / 2:
-        return True, ""
-    middle = np.median(seen)
-    if -1100 < middle < -900 or (middle < -600 and (seen > LUNG).mean() < 0.05):  # a slice of air, or lung cut out
+        return True if surrounded else None, ""
+    why = _contradiction(seen, may_be_raw)
+    if why:
+        return False, why
+    if _looks_like_a_body(seen, surrounded) or _looks_like_air_or_lung(seen):
         return True, ""
     return None, "they do not spread as those of a body in air do"
+
+
+def _contradiction(seen, may_be_raw):
+    """Why values (N,) cannot be HU, "" where they can."""
+    below, above = (seen < VACUUM).mean(), (seen > METAL).mean()
+    if max(below, above) > 0.05:
+        where = f"below {VACUUM}" if below > above else f"above {METAL}"
+        return f"{max(below, above):.0%} of its values lie {where}, where no body has any"
+    air, dense = (seen < LUNG).mean(), (seen > BONE).mean()
+    if may_be_raw and dense > 0.25 * max(1 - air, 0.04):
+        return f"{dense / (1 - air):.0%} of its values but air lie above {BONE}, as if 1024 had been added"
+    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2 and (seen < -960).mean() > 0.05:
+        return f"none of its values is denser than lung ({seen.min():.0f} to {seen.max():.0f})"
+    return ""
+
+
+def _looks_like_a_body(seen, surrounded):
+    """Whether there is soft tissue, air or lung, and as much between them as between these two."""
+    tissue = ((seen > -250) & (seen < 350)).mean()
+    is_air = surrounded or (seen < LUNG).mean() > 0.01
+    return is_air and tissue > 0.01 and seen.max() - (-1000 if surrounded else seen.min()) > REACH / 2
+
+
+def _looks_like_air_or_lung(seen):
+    middle = np.median(seen)
+    return -1100 < middle < -900 or (-1100 < middle < -600 and (seen > LUNG).mean() < 0.05)
 
 
 def edge_level(values):

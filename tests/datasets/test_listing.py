@@ -87,10 +87,21 @@ def test_companions_and_other_files_are_passed_over_and_others_are_told(tmp_path
     (place / "README").write_text("read me")
     (place / "table.xlsx").write_bytes(b"PK34")
     source = datasets.load("folder", tmp_path)
-    assert len(source.manifest) == 2 and source.notes[0] == "5 files are no images and were passed over."
+    assert len(source.manifest) == 2 and source.notes[0] == (
+        "5 files are no images and were passed over, such as covid/p/README.")
     slices, errors = predict.find_slices(tmp_path)
     assert len(slices) == 2 and errors.path.tolist() == ["covid/p/README", "covid/p/table.xlsx"]
     assert [problem.path.name for problem in scans.find(tmp_path)[1]] == ["README", "table.xlsx"]
     (place / "cut.png").write_text("<html>not found</html>")  # by its name it should be one
     with pytest.raises(datasets.DataError, match="cut.png: is not PNG"):
+        datasets.load("folder", tmp_path)
+
+
+def test_images_of_other_formats_are_errors_and_not_passed_over(tmp_path):
+    for label in ("covid", "normal"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(np.full((9, 9), len(label), np.uint8)).save(tmp_path / label / "a.png")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "covid" / "b.bmp")
+    (tmp_path / "covid" / "IM0001").write_bytes(bytes(200) + b"\xff\x00cut off")
+    with pytest.raises(datasets.DataError, match="(?s)IM0001: is not PNG.*b.bmp: is not PNG"):
         datasets.load("folder", tmp_path)

@@ -108,3 +108,47 @@ def test_a_mask_as_it_was_drawn_fits_pixels_made_square(tmp_path):
     Image.fromarray(np.uint8(RAW[::2] < 400) * 255).save(tmp_path / "m.png")
     picture, _, lung = intake.read(path, 0, tmp_path / "m.png")
     assert picture.shape == lung.shape == (64, 64) and abs(lung.mean() - (RAW < 400).mean()) < 0.02
+
+
+def test_slices_of_one_scan_are_seen_each_as_it_is(tmp_path):
+    """A head has more bone than a chest, which is no reason to doubt its header; grey among HU is seen as grey."""
+    head = np.where(np.indices((64, 64))[1] > 30, 900, -1000) + np.random.default_rng(0).normal(0, 9, (64, 64))
+    series(tmp_path / "a", [0], stored=RAW)
+    series(tmp_path / "b", [0], stored=(head + 1024).astype(np.uint16))
+    assert ct.read_hu(tmp_path / "b" / "000.dcm").max() > 900
+    mixed = series(tmp_path / "c", [0, 5], stored=RAW)
+    uid = pydicom.dcmread(mixed / "000.dcm").SeriesInstanceUID
+    write_dicom(mixed / "001.dcm", RAW, intercept=0, SeriesInstanceUID=uid, ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                ImagePositionPatient=[0, 0, 5])
+    scan = scans.find(mixed)[0][0]
+    assert scan.is_hu and scan.picture(0).shape == scan.picture(1).shape == (64, 64)
+    assert scan.doubts(0) == [] and "reach from 0 to 65535" in scan.doubts(1)[0]
+
+
+def test_a_damaged_series_that_would_be_turned_is_read_once(tmp_path, monkeypatch):
+    files = sorted(series(tmp_path / "p", np.arange(0, 36, 3), CORONAL, (0, 1, 0)).iterdir())
+    files[-1].write_bytes(files[-1].read_bytes()[:-2000])
+    read, whole = [], volumes.read_volume
+    monkeypatch.setattr(volumes, "read_volume", lambda path: (read.append(1), whole(path))[1])
+    scan = scans.find(tmp_path)[0][0]
+    for index in (0, 5, 9):
+        with pytest.raises(ct.ReadError, match="011.dcm: is damaged"):
+            scan.picture(index)
+    assert len(read) == 1
+
+
+def test_an_aspect_is_no_length(tmp_path):
+    series(tmp_path, [0, 5], stored=RAW[::2], PixelAspectRatio=[2, 1])
+    assert volumes.one_series(tmp_path).spacing == (5, None, None)
+    assert volumes.read_volume(tmp_path).shape == (2, 64, 64)
+
+
+def test_a_frame_in_another_plane_is_told(tmp_path):
+    path = enhanced(tmp_path / "a.dcm", [0, 5, 10], np.stack([RAW] * 3))
+    found = pydicom.dcmread(path)
+    plane = pydicom.Dataset()
+    plane.ImageOrientationPatient = CORONAL
+    found.PerFrameFunctionalGroupsSequence[1].PlaneOrientationSequence = [plane]
+    found.save_as(path)
+    scan = scans.of_file(path)
+    assert len(scan) == 2 and "lies in another plane" in scan.notes[0]
