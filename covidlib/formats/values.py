@@ -40,7 +40,7 @@ def judge(values, padding=None, may_be_raw=True):
     """(True, False or None, reason): whether values (..., H, W) look like HU, contradict it, or say too little.
 
     `padding`: bool of the same shape, not looked at; neither is what is not finite or fills the edge with one value.
-    `may_be_raw`: whether 1024 may have been added to them.
+    `may_be_raw`: whether 1024 may have been added to them; where there is no air it may in any case.
     """
     level = edge_level(values)
     step = max(1, round((values.size / _SAMPLED) ** (1 / values.ndim)))
@@ -54,7 +54,7 @@ def judge(values, padding=None, may_be_raw=True):
     seen, surrounded = seen[kept], level is not None and VACUUM < level < -900
     if len(seen) < FEW:
         return True if surrounded else None, ""
-    why = _contradiction(seen, may_be_raw)
+    why = _contradiction(seen, may_be_raw or not surrounded and not (seen < LUNG).mean() > 0.005)
     if why:
         return False, why
     if _looks_like_a_body(seen, surrounded) or _looks_like_air_or_lung(seen):
@@ -63,7 +63,7 @@ def judge(values, padding=None, may_be_raw=True):
 
 
 def _contradiction(seen, may_be_raw):
-    """Why values (N,) cannot be HU, "" where they can."""
+    """Why values (N,) cannot be HU, "" where they can; `may_be_raw`: whether bone throughout is a reason."""
     below, above = (seen < VACUUM).mean(), (seen > METAL).mean()
     if max(below, above) > 0.05:
         where = f"below {VACUUM}" if below > above else f"above {METAL}"
