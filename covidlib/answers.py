@@ -131,15 +131,15 @@ def facts(run):
 
     dataset, profile = run.path.absolute().parts[-4:-2]
     test = run.predictions[run.predictions["split"] == "test"]
-    warmth = _temperature(run)
+    temperature = _temperature(run)
     truth, _, scores = evaluation.decide(test, run.classes)
-    scaled = calibration.scale(scores, warmth) if warmth and len(test) else scores
+    scaled = calibration.scale(scores, temperature) if temperature and len(test) else scores
     parameters = run.parameters
     return {
         "variant": run.variant, "seed": run.seed, "dataset": parameters.get("dataset", dataset), "profile": profile,
         "classes": list(run.classes), "image_size": parameters["image_size"], "epochs": len(run.history),
         "start": parameters.get("weights") or "none", "synthetic": parameters.get("dataset", dataset) == "phantom",
-        "temperature": warmth,
+        "temperature": temperature,
         "calibration_error": calibration.expected_error(truth, scaled) if len(test) else None,
         "test": run.metrics.get("test") and {
             name: run.metrics["test"][name] for name in ("n", "patients", "accuracy", "accuracy_interval")},

@@ -50,7 +50,7 @@ class Batches(keras.utils.PyDataset):
         return batch[..., None], self.labels[chosen]
 
 
-class _Ahead(keras.utils.PyDataset):
+class Prefetcher(keras.utils.PyDataset):
     """The batches of another dataset, which threads make before they are asked for.
 
     Keras's own threads hand on what was made for a reading that was broken off: its JAX trainer looks at the first
@@ -78,7 +78,7 @@ def feed(batches):
     waits for it to wake: epochs then last 20.5 or 41 seconds whatever there is to do (TensorFlow 2.21).
     """
     if keras.backend.backend() != "tensorflow" or not len(batches):
-        return _Ahead(batches)
+        return Prefetcher(batches)
     import tensorflow as tf
 
     signature = keras.tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), batches[0])

@@ -22,7 +22,7 @@ MAX_FILES = 5_000
 CHUNK = 2**20
 DIRECTORY = 1_000 * MAX_FILES  # bytes of an archive's list of members, which is read whole before they can be counted
 KEPT = 8  # slices that a Scan remembers
-TOLD = {  # DICOM attributes that say how a series was taken; none that says of whom
+SERIES_TAGS = {  # DICOM attributes that say how a series was taken; none that says of whom
     "SeriesDescription": "series", "StudyDescription": "study", "BodyPartExamined": "body part",
     "Manufacturer": "manufacturer", "ConvolutionKernel": "kernel", "SliceThickness": "slice thickness, mm",
     "KVP": "kV", "ProtocolName": "protocol", "ImageComments": "comments",
@@ -127,8 +127,8 @@ def find(root, limit=None):
             kinds.setdefault(ct.sniff(file), []).append(file)
         except ReadError as error:
             problems.append(error)
-    series, strays = volumes.group_series(kinds.pop("dicom", []), together=False)
-    problems += strays
+    series, ungrouped = volumes.group_series(kinds.pop("dicom", []), together=False)
+    problems += ungrouped
     scans = []
     for one in series:
         problems += one.problems
@@ -152,8 +152,8 @@ def _name(path, root):
 
 
 def _of_series(series, root):
-    first = dicom.header(series.files[0], list(TOLD))
-    facts = {told: str(value) for tag, told in TOLD.items() if (value := first.get(tag)) not in (None, "")}
+    first = dicom.header(series.files[0], list(SERIES_TAGS))
+    facts = {name: str(value) for tag, name in SERIES_TAGS.items() if (value := first.get(tag)) not in (None, "")}
     series.require_axial(volumes.TURNED)
     files = list(dict.fromkeys(series.files))
     slices, turned = series.slices, [] if series.axial else files
@@ -230,9 +230,9 @@ def of_file(path):
     """The Scan of one file. Raises ReadError."""
     path = Path(path)
     if ct.sniff(path) == "dicom":
-        series, strays = volumes.group_series([path])
-        if strays:
-            raise strays[0]
+        series, ungrouped = volumes.group_series([path])
+        if ungrouped:
+            raise ungrouped[0]
         scan = _of_series(series[0], path.parent)
         scan.notes += [f"A part of it was left out: it {problem.what}." for problem in series[0].problems]
         return scan

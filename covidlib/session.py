@@ -51,7 +51,7 @@ class Session:
             self.trainer = self._compile()
             if begun:
                 self._load()
-        self.judge = self.trainer if self.devices == 1 else self._one_device()
+        self.eval_model = self.trainer if self.devices == 1 else self._one_device()
 
     def fit(self, progress):
         wanted, done = self.parameters["epochs"], len(self.state["history"])
@@ -106,9 +106,9 @@ class Session:
 
     def _one_device(self):
         """A model over the same layers for validation and prediction, whose batches need not divide."""
-        judge = keras.Model(self.model.inputs, self.model.outputs[0])
-        judge.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=self.trainer.jit_compile)
-        return judge
+        eval_model = keras.Model(self.model.inputs, self.model.outputs[0])
+        eval_model.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=self.trainer.jit_compile)
+        return eval_model
 
     def _rows(self, *splits):
         return np.flatnonzero(self.source.manifest["split"].isin(splits))
@@ -127,7 +127,7 @@ class Session:
             ).history
         row = {name: float(history[name][0]) for name in HISTORY[1:3]} | dict.fromkeys(HISTORY[3:5])
         if len(validation):
-            found = self.judge.evaluate(feed(validation), verbose=0, return_dict=True)
+            found = self.eval_model.evaluate(feed(validation), verbose=0, return_dict=True)
             row |= {f"val_{name}": float(found[name]) for name in HISTORY[1:3]}
         self._require_finite(epoch + 1, row["loss"])
         return {"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - start, 3)}
@@ -248,7 +248,7 @@ class Session:
             "label": chosen["label"].to_numpy(),
         }
         batches = self._batches("val", "test")
-        scores = self.judge.predict(feed(batches), verbose=0) if len(rows) else self.labels[rows]
+        scores = self.eval_model.predict(feed(batches), verbose=0) if len(rows) else self.labels[rows]
         return pd.DataFrame(table | {f"p_{name}": scores[:, k] for k, name in enumerate(self.source.classes)})
 
     def _content(self, predictions):

@@ -80,7 +80,7 @@ class Series:
 def group_series(files, together=True):
     """(list of Series, list of ReadErrors) of DICOM files; in the second what is in no series: damaged headers, other
     modalities, localisers. Files without SeriesInstanceUID are one series, or unless `together` each its own."""
-    groups, strays = {}, []
+    groups, ungrouped = {}, []
     for file in map(Path, files):
         try:
             if ct.sniff(file) != "dicom":
@@ -93,8 +93,8 @@ def group_series(files, together=True):
             whose = str(header.get("PatientID") or "")  # some anonymisers give several patients one UID
             groups.setdefault((uid, whose, None if uid or together else file), []).append((file, header))
         except ReadError as error:
-            strays.append(error)
-    return [_order(uid, members) for (uid, *_), members in groups.items()], strays
+            ungrouped.append(error)
+    return [_order(uid, members) for (uid, *_), members in groups.items()], ungrouped
 
 
 def read_volume(path):
@@ -128,9 +128,9 @@ def one_series(path):
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder of DICOM slices. Check the path.")
     files = [file for file in sorted(folder.iterdir()) if _is_dicom(file)] if folder else list(path)
-    series, strays = group_series(files)
+    series, ungrouped = group_series(files)
     where = folder or (Path(files[0]).parent if files else Path())
-    problems = [error for error in strays if not isinstance(error, NotASlice)]
+    problems = [error for error in ungrouped if not isinstance(error, NotASlice)]
     if not series and not problems:
         raise ReadError(where, "holds no DICOM slice of a CT", "Give the folder that holds the slices themselves")
     if len(series) > 1:

@@ -92,7 +92,7 @@ def test_what_is_fed_are_the_same_batches_without_autotuning():
 def test_batches_that_are_made_ahead_stay_in_their_place_when_a_reading_is_broken_off():
     images = np.arange(40 * 4 * 4, dtype=np.uint16).astype(np.uint8).reshape(40, 4, 4)
     batches = pipeline.Batches(images, np.eye(40), 2, seed=3)
-    ahead = pipeline._Ahead(batches)
+    ahead = pipeline.Prefetcher(batches)
     for count in (1, 9, len(batches)):
         for n in range(count):
             np.testing.assert_array_equal(ahead[n][1], batches[n][1])

@@ -69,9 +69,9 @@ def test_what_does_not_belong_to_a_series_is_named(tmp_path):
     files.append(write_series(tmp_path / "scout", [9], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])[0])
     (tmp_path / "cut.dcm").write_bytes(b"")
     files.append(tmp_path / "cut.dcm")
-    (series,), strays = volumes.group_series(files)
+    (series,), ungrouped = volumes.group_series(files)
     assert [file.stem for file in series.files] == ["0", "2", "4"]
-    said = {error.path.relative_to(tmp_path).as_posix(): error.what for error in series.problems + strays}
+    said = {error.path.relative_to(tmp_path).as_posix(): error.what for error in series.problems + ungrouped}
     assert "place of 0.dcm" in said["1.dcm"] and "same SOPInstanceUID" in said["1.dcm"]
     assert "lies at the place of 2.dcm" in said["3.dcm"] and "UID" not in said["3.dcm"]
     assert "another plane" in said["5.dcm"] and "has 48x40 pixels" in said["odd/0.dcm"]
@@ -95,9 +95,9 @@ def test_a_damaged_number_is_said_of_its_file(tmp_path):
     files[1].write_bytes(data.replace(b"1.0\\0.0\\0.0", b"1.0\\x.0\\0.0"))
     assert files[1].read_bytes() != data
     files[2].write_bytes(files[2].read_bytes().replace(b"\x20\0\x0e\0UI", b"\x20\0\x0e\0UW"))
-    (series,), strays = volumes.group_series(files)
+    (series,), ungrouped = volumes.group_series(files)
     assert series.files == files[:1]
-    assert ["1.dcm: is damaged" in str(strays[0]), "2.dcm: is damaged" in str(strays[1])] == [True, True]
+    assert ["1.dcm: is damaged" in str(ungrouped[0]), "2.dcm: is damaged" in str(ungrouped[1])] == [True, True]
 
 
 def test_gaps_are_noted_and_localisers_passed_over(tmp_path):

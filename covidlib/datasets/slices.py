@@ -40,8 +40,8 @@ def expand(root, table):
     without_hu, people = 0, {}
     salt = hashlib.sha256(b"covidlib" + min(next(iter(groups.values()))).read_bytes()).digest() if groups else b""
     for group in groups.values():
-        series, strays = volumes.group_series(group, together=False)
-        problems += strays
+        series, ungrouped = volumes.group_series(group, together=False)
+        problems += ungrouped
         for one in series:
             problems += one.problems
             notes += one.notes

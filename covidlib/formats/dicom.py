@@ -25,7 +25,7 @@ from scipy import ndimage
 from covidlib.formats import AGAIN, MAX_BYTES, Companion, NotASlice, ReadError, check_index, check_size, held
 from covidlib.formats.jpeg import check_scans, stated_size
 from covidlib.formats.pictures import grey_of_colours
-from covidlib.formats.values import FEW, LUNG, REACH, Decoded, fill_padding, judge
+from covidlib.formats.values import FEW, LUNG, REACH, Decoded, assess_hu, fill_padding
 
 MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
 SAME_PLACE = 0.01  # mm
@@ -346,7 +346,7 @@ def _as_hu(found, stored, reading, scale, stated):
     if slope != 1:
         hu *= np.float32(slope)
     hu += np.float32(intercept)
-    looks, why = judge(hu, padding, may_be_raw=intercept > LUNG)
+    looks, why = assess_hu(hu, padding, may_be_raw=intercept > LUNG)
     believed = stated and looks is None and (intercept != 0 or _may_be_inside(hu, padding))
     if not (looks or believed):
         return Decoded(values, remark=why)

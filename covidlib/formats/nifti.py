@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 
 from covidlib.formats import AGAIN, MAX_BYTES, ReadError, check_index, check_size, held
-from covidlib.formats.values import Decoded, fill_padding, judge
+from covidlib.formats.values import Decoded, assess_hu, fill_padding
 
 MAX_OFFSET = 2**24
 _CHUNK = 2**20
@@ -40,16 +40,11 @@ def is_nifti(head):
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
 
 
-def count(path):
-    """Axial slices of the volume."""
+def slice_order(path):
+    """Indices of the axial slices from the feet up."""
     with _open(path) as stream:
         header, shape = _header(stream, path)
-    return _upright(np.broadcast_to(np.int8(0), shape), _affine(header)).shape[0]
-
-
-def slice_order(path):
-    """Indices of the slices from the feet up."""
-    return list(range(count(path)))
+    return list(range(_upright(np.broadcast_to(np.int8(0), shape), _affine(header)).shape[0]))
 
 
 def spacing(path):
@@ -124,7 +119,7 @@ def _load(path):
     stored = _upright(values.reshape(shape, order="F"), affine)
     stored.setflags(write=False)
     some = stored[:: max(1, len(stored) // _JUDGED, stored.size >> 23)]  # float32 takes memory
-    looks, remark = judge(_scaled(some, slope, intercept))
+    looks, remark = assess_hu(_scaled(some, slope, intercept))
     return Volume(stored, slope, intercept, bool(looks), _spacing(affine)[1:], remark)
 
 

@@ -36,7 +36,7 @@ class Decoded(NamedTuple):
     remark: str = ""
 
 
-def judge(values, padding=None, may_be_raw=True):
+def assess_hu(values, padding=None, may_be_raw=True):
     """(True, False or None, reason): whether values (..., H, W) look like HU, contradict it, or say too little.
 
     `padding`: bool of the same shape, not looked at; neither is what is not finite or fills the edge with one value.

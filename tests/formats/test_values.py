@@ -17,7 +17,7 @@ PADDED = np.where(outside_circle(), -2000, HU)
     "of strong noise": chest(noise=60).astype(float), "a lung cut out": np.where(
         np.abs(np.indices(HU.shape)[1] - 28) < 9, np.where(HU % 13, HU, 30), -1024)}.items())
 def test_slices_of_a_body_look_like_hu(what, hu):
-    assert values.judge(hu)[0] is True, what
+    assert values.assess_hu(hu)[0] is True, what
 
 
 @pytest.mark.parametrize("what, hu, looks", [
@@ -26,7 +26,7 @@ def test_slices_of_a_body_look_like_hu(what, hu):
     ("lung alone", AIR + 130, True),
     ("a few pixels", np.zeros((4, 5)), None), ("another value", np.full((96, 96), 40.0), None)])
 def test_what_shows_no_body_is_no_reason_to_doubt_a_header(what, hu, looks):
-    assert values.judge(hu)[0] is looks, what
+    assert values.assess_hu(hu)[0] is looks, what
 
 
 @pytest.mark.parametrize("what, not_hu, contradicts", [
@@ -38,7 +38,7 @@ def test_what_shows_no_body_is_no_reason_to_doubt_a_header(what, hu, looks):
     ("read without a sign", np.where(HU < 0, HU + 65536, HU), True),
     ("8 bits less 1024", (HU + 1350) * 0.17 - 1024, True)])
 def test_what_is_not_hu_does_not_look_like_it(what, not_hu, contradicts):
-    looks, why = values.judge(not_hu)
+    looks, why = values.assess_hu(not_hu)
     assert looks is (False if contradicts else None) and why, what
 
 
