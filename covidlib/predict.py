@@ -36,10 +36,6 @@ def load(model_path):
     if path.is_dir():
         exported = export.load(path, batch=None)
         return exported, exported.classes
-    import keras
-
-    import covidlib.models  # noqa: F401  registers the layers that the file names
-
     record = path.with_name("run.json")
     for needed in (path, record):
         if not needed.is_file():
@@ -49,6 +45,10 @@ def load(model_path):
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):  # a whole-model .h5, also one that is a zip as well
         raise ValueError(f"{path.name} is no .keras file. Give the model.keras of a run directory, or an exported "
                          f"folder. Received: model_path={model_path}")
+    import keras
+
+    import covidlib.models  # noqa: F401  registers the layers that the file names
+
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises what it comes upon
@@ -74,7 +74,9 @@ def weights_file(model_path):
 
 
 def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All slices under a file or folder: `(path, patient, slice_index)`, and `(path, error)` for unreadable files.
+    """All slices under a file or folder: `(path, patient, slice_index)`, and `(path, error)` for files of no use.
+
+    Headers are read, and slices are not: what of them is damaged shows when they are.
 
     Paths are relative to the folder; the patient is the folder a file lies in. Volumes and series give a row per slice,
     from the feet up, as scans.find reads them; of a series that is turned to axial, the path is its first file's. Links

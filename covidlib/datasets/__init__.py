@@ -71,7 +71,7 @@ def load(dataset, data_root=None, slices_per_class=None, seed=0, on_error="raise
     `seed`. `slice_index` is the slice within a volume; for files of one slice it only tells their order. ValueError
     for an unknown set or bad counts, FileNotFoundError where the folder is not such a set. Files that cannot be used
     raise one DataError that lists them all, or with on_error="skip" are left out and kept in `problems`. Files are
-    listed here, not decoded: intake.take_in does that.
+    listed here, and of volumes some slices decoded that tell where lung is; intake.take_in decodes all.
     """
     if dataset not in NAMES:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)}. Received: dataset={dataset!r}")

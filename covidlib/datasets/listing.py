@@ -133,6 +133,7 @@ def _wrong(root, entry):
 
 
 def _missing(root, path, where):
+    path = _spelling(path)
     try:
         inside(root, path)
     except ValueError:

@@ -22,7 +22,7 @@ def expand(root, table):
     the hash of a PatientID. Hashes are salted with the first DICOM file: the same set gives the same ones, and who
     has not got it cannot try identifiers. Volumes and series of at least WHOLE slices keep those that show lung.
     """
-    rows, problems, notes, groups, left_out = [], [], [], {}, 0
+    rows, problems, notes, groups, left_out = [], [], [], {}, []
     for row in table.to_dict("records"):
         file = root / row["path"]
         try:
@@ -33,7 +33,7 @@ def expand(root, table):
             if len(slices) > 1:
                 row["patient"] = row["patient"] or f"{row['label']}/{file.name}"
             shown = _with_lung(slices)
-            left_out += len(slices) - len(shown)
+            left_out.append((len(slices) - len(shown), len(slices), row["path"]))
             rows += [{**row, **_nifti_spacing(file), "slice_index": index} for _, index in shown]
         except ReadError as error:
             problems.append(error)
@@ -49,14 +49,16 @@ def expand(root, table):
             try:
                 one.require_axial()
                 shown = _series_rows(one, group, people, salt)
-                left_out += len(one.slices) - len(shown)
+                left_out.append((len(one.slices) - len(shown), len(one.slices), group[one.files[0]]["path"]))
             except ReadError as error:
                 problems.append(error)
                 continue
             rows += shown
-    if left_out:
-        notes.append(f"{left_out} slices of volumes and series that show no lung (less than {LUNG_FRACTION:.0%} of the "
-                     "body's cross-section) were left out.")
+    lost, whole, name = max(left_out, default=(0, 0, ""))
+    if lost:
+        notes.append(f"{sum(one[0] for one in left_out)} slices of volumes and series that show no lung (less than "
+                     f"{LUNG_FRACTION:.0%} of the body's cross-section), or lie beyond such, were left out: most of "
+                     f"{name} ({lost} of {whole}). A manifest.csv with slice_index keeps what it lists.")
     if without_hu:
         notes.append(f"{without_hu} DICOM files have no rescale tags: their values are taken as Hounsfield units where "
                      "they look like it, and are else seen through their own range. Export them from the scanner's own "

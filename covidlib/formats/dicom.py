@@ -30,6 +30,7 @@ from covidlib.formats.values import FEW, LUNG, REACH, Decoded, assess_hu, fill_p
 MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
 SAME_PLACE = 0.01  # mm
 PIXELS = "PixelData", "FloatPixelData", "DoubleFloatPixelData"
+_TAG = b"\xe0\x7f\x10\x00"  # of PixelData
 _NO_SLICE = {"LOCALIZER": "a localiser", "SCOUT": "a localiser", "TOPOGRAM": "a localiser",
              "SCREEN SAVE": "a screenshot"}
 _COMPANIONS = {"PR": "a presentation state", "SR": "a report", "KO": "a selection of key images", "DOC": "a document",
@@ -66,6 +67,8 @@ def read(path, slice_index):
     found = held(_dataset, path)
     check_slice(found, path)
     if not any(name in found for name in PIXELS):
+        if _TAG in path.read_bytes():  # pydicom leaves out compressed pixels whose end is missing
+            raise ReadError(path, "is truncated (its pixels have no end)", AGAIN)
         raise ReadError(path, "holds no pixel data", "Export the image itself, not its header")
     index = check_index(path, slice_index, _frames(found, path))
     decoded = _values(found, path, index)

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 
 from covidlib.formats import AGAIN, MAX_BYTES, MAX_SLICES, NotASlice, ReadError, check_index, check_size
 from covidlib.formats.jpeg import check_scans, unusual
@@ -15,11 +15,13 @@ from covidlib.formats.values import Decoded, to_bytes
 COLOUR_SPREAD, COLOUR_SHARE = 30, 0.2
 WIDE = "it is a picture of more than 8 bits, without HU and scaled by its own range"
 _DARK = 16
+_WIDTH, _LENGTH = 256, 257
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_LENGTH = 258, 259, 262, 339, 322, 323
 # Pillow cuts colours of 16 bits to the upper 8. Read in the other byte order, the same pixels give the lower 8.
 _LOWER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B",
           "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B", "RGBA;16N": "RGBA;16B", "LA;16B": "RGBA"}
 _EIGHT_BITS = "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"
+_READ = {(1, 1), (1, 2), (1, 4), (1, 8), (1, 12), (1, 16), (1, 32), (2, 8), (2, 16), (2, 32), (3, 32)}  # format, bits
 _KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating point numbers", 5: "complex numbers",
           6: "complex numbers"}
 
@@ -176,12 +178,17 @@ def _unusual_tiff(path):
             tags.load(file)
         bits, kinds = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
         compression = tags.get(_COMPRESSION, 1)
+        if not (tags[_WIDTH] and tags[_LENGTH]):
+            return ""
     except Exception:  # whatever damaged tags raise
         return ""
-    if len(bits) > 1 and len(set(bits)) == 1 and max(bits) > 8:
+    if compression not in COMPRESSION_INFO:
+        return f"a TIFF with compression {compression}"
+    if len(bits) > 1 and max(bits) > 8:
         return f"a TIFF of {len(bits)} channels of {bits[0]} bits"
-    numbers = _KINDS.get(kinds[0], f"samples of format {kinds[0]}")
-    return f"a TIFF of {bits[0]}-bit {numbers}" + (f" (compression {compression})" if compression != 1 else "")
+    if (kinds[0], bits[0]) in _READ:
+        return ""
+    return f"a TIFF of {bits[0]}-bit {_KINDS.get(kinds[0], f'samples of format {kinds[0]}')}"
 
 
 def _check_grey(path, image):

@@ -209,3 +209,11 @@ def test_frames_have_an_order_of_the_body(tmp_path):
 def test_companions_of_images_are_named_as_such(tmp_path, tags, what):
     with pytest.raises(ct.Companion, match=what):
         ct.read_slice(write_dicom(tmp_path / "a.dcm", RAW, **tags))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_compressed_pixels_that_are_cut_off_are_called_truncated(tmp_path, share):
+    path = with_frame(tmp_path / "a.dcm", JPEG2000Lossless, jpeg2000(RAW, 16, False))
+    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    with pytest.raises(ReadError, match="is truncated|is damaged"):
+        ct.read_slice(path)

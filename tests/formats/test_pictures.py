@@ -129,3 +129,13 @@ def test_jpegs_of_other_kinds_are_not_called_damaged(tmp_path):
         (tmp_path / "b.jpg").write_bytes(data)
         with pytest.raises(ReadError, match=f"is sound, but {what} is not read here"):
             ct.read_slice(tmp_path / "b.jpg")
+
+
+def test_damaged_tags_of_a_tiff_are_not_called_sound(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", (HU + 1024).astype(np.uint16), photometric="minisblack")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = data.index(struct.pack("<HHI", 256, 4 if b"\0\1\4\0" in data else 3, 1))
+    data[at + 8:at + 12] = bytes(4)
+    (tmp_path / "b.tif").write_bytes(data)
+    with pytest.raises(ReadError, match="damaged header|no pixels"):
+        ct.read_slice(tmp_path / "b.tif")
