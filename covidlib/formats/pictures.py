@@ -186,9 +186,11 @@ def _unusual_tiff(path):
         return f"a TIFF with compression {compression}"
     if len(bits) > 1 and max(bits) > 8:
         return f"a TIFF of {len(bits)} channels of {bits[0]} bits"
-    if (kinds[0], bits[0]) in _READ:
+    inverted = tags.get(_PHOTOMETRIC) == 0 and kinds[0] == 2
+    if (kinds[0], bits[0]) in _READ and not inverted:
         return ""
-    return f"a TIFF of {bits[0]}-bit {_KINDS.get(kinds[0], f'samples of format {kinds[0]}')}"
+    return f"a TIFF of {bits[0]}-bit {_KINDS.get(kinds[0], f'samples of format {kinds[0]}')}" + (
+        ", white at their least" if inverted else "")
 
 
 def _check_grey(path, image):
