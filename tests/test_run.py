@@ -1,3 +1,5 @@
+import json
+import shlex
 import subprocess
 import sys
 
@@ -204,3 +206,14 @@ def test_texts_reach_the_kernel_as_they_were_typed(notebook, tmp_path):
     text = "/data/\U00020bb7 #3: 'a' \"b\" \\n {x} %"
     assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "variant", text]) == 0
     assert (tmp_path / "left.txt").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("name, value", [("rate", 0.00003), ("rate", 1), ("name", "/data/\U00020bb7 é 'x' #1"),
+                                         ("name", ""), ("count", 7), ("flag", True), ("several", [1, "a, b"]),
+                                         ("several", [])])
+def test_the_workflow_hands_values_on_as_they_are(typed, capsys, repository, name, value):
+    snakefile = (repository / "workflow" / "Snakefile").read_text(encoding="utf-8")
+    scope = {"shlex": shlex, "json": json, "sys": sys, "GIVEN": {"example": {name: value}}}
+    exec(snakefile[snakefile.index("def call("):].split("\n\n\n")[0], scope)
+    _, _, _, notebook, output, *given = shlex.split(scope["call"]("example", "out.ipynb"))
+    assert (notebook, output) == ("notebooks/example.ipynb", "out.ipynb") and typed(capsys, *given) == {name: value}
