@@ -165,14 +165,17 @@ def _order(uid, members):
     """Series of (file, header) pairs."""
     slices = [(file, header, frame) for file, header in members for frame in dicom.order(header, file)]
     slices, problems = _same(slices, lambda header, _: (header.get("Rows"), header.get("Columns")), _odd_size)
-    axes = None
-    if all(dicom.place(header, frame) is not None for _, header, frame in slices):
+    axes = heights = None
+    places = {(id(header), frame): dicom.place(header, frame) for _, header, frame in slices}
+    if None not in places.values():
         def plane(header, frame):
-            return tuple(np.round(dicom.place(header, frame)[1], 2) + 0.0)
+            return tuple(np.round(places[id(header), frame][1], 2) + 0.0)
         slices, odd = _same(slices, plane, lambda *_: "lies in another plane than the rest of its series")
         problems += odd
-        axes = dicom.place(*slices[0][1:])[1]
-    slices, positions = _sorted(slices, axes)
+        axes = places[id(slices[0][1]), slices[0][2]][1]
+        normal = dicom.normal(axes)
+        heights = np.array([places[id(header), frame][0] @ normal for _, header, frame in slices])
+    slices, positions = _sorted(slices, heights)
     series = Series(uid, *map(list, zip(*slices, strict=True)), positions, axes, problems)
     return _note_tilt(_note_gaps(_drop_doubles(series)))
 
@@ -190,10 +193,9 @@ def _odd_size(found, usual):
     return f"has {found[1]}x{found[0]} pixels, the rest of its series {usual[1]}x{usual[0]}"
 
 
-def _sorted(slices, axes):
+def _sorted(slices, heights):
     """(slices from the feet up, millimetres or None): by place, SliceLocation or InstanceNumber, else as given."""
-    if axes is not None:
-        heights = [_height(header, frame, axes) for _, header, frame in slices]
+    if heights is not None:
         if len(slices) > 1 and len({file for file, *_ in slices}) == 1 and np.ptp(heights) < SAME_PLACE:
             return slices, None  # frames that were all given the place of the first
         return _by(heights, slices)
@@ -287,8 +289,3 @@ def _turn(axes):
     affine = np.eye(4)
     affine[:3, :3] = np.stack([axes[:3], axes[3:], dicom.normal(axes)], axis=1)
     return nibabel.orientations.io_orientation(affine)
-
-
-def _height(header, frame, axes):
-    """Millimetres along the slices' normal."""
-    return float(dicom.place(header, frame)[0] @ dicom.normal(axes))
