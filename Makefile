@@ -38,13 +38,13 @@ study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-
 	  exit 1; }; done
 	$(MAKE) reproduce PROFILE=study DATASET=ucsd-covid-ct DATA_ROOT=$(call quoted,DATA_ROOT)/ucsd-covid-ct
 	$(MAKE) reproduce PROFILE=study DATASET=sarscov2-ct DATA_ROOT=$(call quoted,DATA_ROOT)/sarscov2-ct-256
-	$(BIN)/python -m covidlib.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study
+	$(BIN)/python -m study.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study
 	$(MAKE) reproduce PROFILE=study DATASET=phantom DATA_ROOT=
 	$(MAKE) reproduce PROFILE=study DATASET=covid-ct-md DATA_ROOT=$(call quoted,DATA_ROOT)/covid-ct-md-sample
 	$(MAKE) publish
 
 publish: env ## reports/published and its tables in README.md and MODEL_CARD.md, from the study's runs
-	$(BIN)/python -m covidlib.publish
+	$(BIN)/python -m study.publish
 
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -20,8 +20,13 @@ import numpy as np
 import pydicom
 
 from benchmarks import tables
-from covidlib import answers, datasets, explain, intake, splits, timing, training
+from covidlib import datasets
 from covidlib.app.viewer import Viewer
+from covidlib.datasets import decode, splits
+from covidlib.evaluation import explain
+from covidlib.predict import explained
+from covidlib.speed import timing
+from covidlib.training.train import train
 
 COMMAND = "python -m benchmarks.app"
 SIZES, SLICES, SIDE, PAINTS, ASKED = (96, 224), 300, 512, 5, 60
@@ -32,7 +37,7 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         for size in SIZES:
-            train(root, size)
+            train_both(root, size)
         series = draw(root)
         bars = []
         for size in SIZES:
@@ -43,17 +48,17 @@ def main():
     tables.write_bars(bars, "app", COMMAND)
 
 
-def train(root, size):
+def train_both(root, size):
     """An epoch of both networks in root/runs/<size>/phantom/app, and their exports."""
     home, phantoms = root / "runs" / str(size) / "phantom" / "app", root / "data" / "phantom" / "app"
     source = datasets.load("phantom", phantoms, [12, 9, 12], seed=0)
     source = datasets.replace(source, manifest=splits.assign(source.manifest, 0)[0])
     datasets.save(source, home)
-    images = np.array(intake.load_images(source, size, home / "cache"))
+    images = np.array(decode.load_images(source, size, home / "cache"))
     for variant in ("resnet50", "improved"):
-        training.train(source, images, home / variant / "seed-0", variant, image_size=size, epochs=1, batch_size=16,
+        train(source, images, home / variant / "seed-0", variant, image_size=size, epochs=1, batch_size=16,
                        seed=0, deterministic=False, progress=False)
-        answers.make(home / variant / "seed-0")
+        explained.make(home / variant / "seed-0")
 
 
 def draw(root):

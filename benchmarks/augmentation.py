@@ -2,7 +2,7 @@
 
     python -m benchmarks.augmentation        # about a minute on 2 cores
 
-`one warp` is `covidlib.augmentation`. `chain` does the same draws with one resampling for every operation, as a
+`one warp` is `preprocessing.augmentation`. `chain` does the same draws with one resampling for every operation, as a
 straightforward implementation does. Both take turns with training steps of `resnet50` (all cores, precision auto), as
 augmentation is fast enough if one core stays well ahead of training. `keras layers` is a process of its own, bound to
 one core: batches of 16 through the preprocessing layers with the same ranges, compiled.
@@ -21,8 +21,9 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks import tables
-from covidlib import provenance, timing
-from covidlib.augmentation import OPERATIONS, PAPER, Augmenter
+from covidlib.preprocessing.augmentation import OPERATIONS, PAPER, Augmenter
+from covidlib.speed import timing
+from covidlib.utils import provenance
 
 COMMAND = "python -m benchmarks.augmentation"
 SIZES = {224: 120, 96: 450}  # px: images/s that one core has to reach, ten times what training took beforehand

@@ -3,7 +3,7 @@
     python -m benchmarks.footprint        # six minutes on 2 cores; writes footprint_<device>.csv and its bars
 
 Every sample is a process of its own. `first cell` is what the first cell of a notebook imports, from the start of the
-interpreter. Phantoms are drawn as `covidlib.datasets.phantom.generate` does, on 2 processes; their memory is the
+interpreter. Phantoms are drawn as `covidlib.phantom.generate` does, on 2 processes; their memory is the
 highest sum of the resident memory of all processes, looked at every 50 ms.
 """
 
@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks import tables
 from benchmarks.growth import exponent
-from covidlib import timing
+from covidlib.speed import timing
 
 COMMAND = "python -m benchmarks.footprint"
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))

@@ -23,11 +23,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks import tables
-from covidlib import complexity, datasets, evaluation, export, figures, intake, runs, splits, statistics, timing
-from covidlib.datasets import patient_or_file
+from covidlib import datasets
+from covidlib.datasets import decode, patient_or_file, splits
+from covidlib.evaluation import complexity, metrics, statistics
 from covidlib.models import VARIANTS, build_classifier, resolve_precision
 from covidlib.models.classifier import IMPROVED
-from covidlib.training import train
+from covidlib.report import figures
+from covidlib.speed import export, timing
+from covidlib.training import runs
+from covidlib.training.train import train
 
 FOLDS, EPOCHS, BATCH, ROUNDS = 2, 8, 16, 15
 OTHERS = {  # beside those of VARIANTS
@@ -72,7 +76,7 @@ def load(data_root):
 def train_all(source, output):
     fold = splits.k_fold(source.manifest, FOLDS, seed=0)
     for variant, size in POINTS:
-        images = intake.load_images(source, size, output / "cache")
+        images = decode.load_images(source, size, output / "cache")
         for k in range(FOLDS):
             manifest = source.manifest.assign(split=np.where(fold == k, "test", "train"))
             part = datasets.Source(manifest, source.classes, source.root, source.name)
@@ -89,12 +93,12 @@ def predictions(output, variant, size):
     """Those of all folds, by path, with `right`."""
     parts = [runs.read_run(place(output, variant, size, k)) for k in range(FOLDS)]
     table = pd.concat([part.predictions for part in parts]).sort_values("path", ignore_index=True)
-    return table.assign(right=evaluation.correct(table, parts[0].classes)), parts[0].classes
+    return table.assign(right=metrics.correct(table, parts[0].classes)), parts[0].classes
 
 
 def accuracy(output, variant, size):
     table, classes = predictions(output, variant, size)
-    found = evaluation.metrics(table, classes)
+    found = metrics.metrics(table, classes)
     low, high = found["accuracy_interval"]
     return {"accuracy": found["accuracy"], "low": low, "high": high, "auc": found["auc"], "slices": found["n"]}
 

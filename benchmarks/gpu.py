@@ -25,8 +25,10 @@ import keras
 import numpy as np
 
 from benchmarks import backends, tables
-from covidlib import complexity, provenance, timing
+from covidlib.evaluation import complexity
 from covidlib.models import VARIANTS, build_classifier
+from covidlib.speed import timing
+from covidlib.utils import provenance
 
 CLASSES = ("covid", "viral", "normal")
 APPLICATIONS = "keras.applications"

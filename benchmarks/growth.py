@@ -28,7 +28,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # of the processor; of a GPU: benchma
 import numpy as np
 
 from benchmarks import tables
-from covidlib import timing
+from covidlib.speed import timing
 
 COMMAND = "python -m benchmarks.growth"
 POINTS = {  # what: (values, quantity)
@@ -90,8 +90,8 @@ def network(size):
 
 def epoch(what, count, folder):
     """Seconds of one epoch over `count` slices, only read or trained on."""
-    from covidlib.augmentation import Augmenter
-    from covidlib.pipeline import Batches, feed
+    from covidlib.preprocessing.augmentation import Augmenter
+    from covidlib.training.batches import Batches, feed
 
     size = 96 if what == "input" else 32
     images, labels = cache(folder, count, size), np.eye(3, dtype="float32")[np.arange(count) % 3]
@@ -128,7 +128,7 @@ def measure(what, value):
     import keras  # noqa: F401  # what importing takes is not counted
 
     import covidlib.models
-    import covidlib.pipeline  # noqa: F401
+    import covidlib.training.batches  # noqa: F401
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -167,7 +167,7 @@ def draw():
     """The exponents of the table on disk as a second table and bars, and the figure."""
     import pandas as pd
 
-    from covidlib import figures
+    from covidlib.report import figures
 
     figures.style()
     table = pd.read_csv(tables.RESULTS / table_name())

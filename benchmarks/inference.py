@@ -7,7 +7,7 @@ what this machine reaches in large matrix products and in copying with one threa
 share of the former each exported network does, and its multiply-accumulates for every byte that it has to move.
 
 Harnesses: "predict loop" calls `model.predict` for every batch, as a script would and as the paper's probably did;
-"predict_on_batch" and "compiled call" are Keras's other ways; "exported" is `covidlib.export`; "frozen trace" is
+"predict_on_batch" and "compiled call" are Keras's other ways; "exported" is `covidlib.speed.export`; "frozen trace" is
 PyTorch's, of the same network with the same weights, in a process of its own (`torch_graph`). Keras computes the
 networks of covidlib in its precision for this machine (`auto`) and keras.applications in float32. Weights are random,
 with random statistics: time does not depend on them, and what int8 costs in accuracy is measured by `quantisation`.
@@ -31,9 +31,11 @@ import keras
 import numpy as np
 
 from benchmarks import tables
-from covidlib import complexity, export, provenance, timing
+from covidlib.evaluation import complexity
 from covidlib.models import build_classifier, resolve_precision
-from covidlib.speed import compiled
+from covidlib.speed import export, timing
+from covidlib.speed.harness import compiled
+from covidlib.utils import provenance
 
 COMMAND = "python -m benchmarks.inference"
 CLASSES = ("covid", "viral", "normal")

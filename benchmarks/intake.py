@@ -30,11 +30,11 @@ def peak():
 
 def cache(folder):
     """3000 PNGs of 512 px, all different: phantoms enlarged, with noise of their own."""
-    from covidlib import ct, datasets, intake
-    from covidlib.datasets import phantom
+    from covidlib import datasets, phantom, readers
+    from covidlib.datasets import decode
 
     rng = np.random.default_rng(0)
-    drawn = [ct.apply_window(phantom.render(label, rng).hu) for label in phantom.CLASSES for _ in range(8)]
+    drawn = [readers.apply_window(phantom.render(label, rng).hu) for label in phantom.CLASSES for _ in range(8)]
     large = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in drawn]
     for n in range(SLICES):
         noisy = np.clip(large[n % len(large)] + rng.normal(0, 4, (SIDE, SIDE)), 0, 255).astype(np.uint8)
@@ -44,21 +44,22 @@ def cache(folder):
                              "slice_index": 0})
     source = datasets.Source(manifest, phantom.CLASSES, folder, "bench")
     before, start = peak(), time.perf_counter()
-    intake.load_images(source, IMAGE_SIZE, folder / "cache")
+    decode.load_images(source, IMAGE_SIZE, folder / "cache")
     yield "decode and harmonise once", time.perf_counter() - start, "s"
     yield "peak memory above imports", peak() - before, "MiB"
     start = time.perf_counter()
-    source, _ = intake.take_in(source, IMAGE_SIZE, folder / "cache2")
+    source, _ = decode.take_in(source, IMAGE_SIZE, folder / "cache2")
     yield "the same with what the audit needs", time.perf_counter() - start, "s"
     start = time.perf_counter()
-    intake.load_images(source, IMAGE_SIZE, folder / "cache2")
+    decode.load_images(source, IMAGE_SIZE, folder / "cache2")
     yield "open again", time.perf_counter() - start, "s"
 
 
 def manifest(folder):
     """200,000 rows of 3,745 patients: splits, folds, leaks in the metadata, and an epoch of batches."""
-    from covidlib import audit, splits
-    from covidlib.pipeline import Batches
+    from covidlib.audit import leaks
+    from covidlib.datasets import splits
+    from covidlib.training.batches import Batches
 
     patient = np.sort(np.random.default_rng(0).integers(0, 3745, ROWS))
     table = pd.DataFrame({"path": [f"{n:06d}.png" for n in range(ROWS)],
@@ -72,7 +73,7 @@ def manifest(folder):
     splits.k_fold(table, 5, 0)
     yield "5 folds by patient", time.perf_counter() - start, "s"
     start = time.perf_counter()
-    audit.find_leaks(table)
+    leaks.find_leaks(table)
     yield "audit of the metadata", time.perf_counter() - start, "s"
     yield "peak memory of these above imports", peak() - before, "MiB"
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (ROWS, IMAGE_SIZE, IMAGE_SIZE))
@@ -100,9 +101,9 @@ def steps(folder):
     """Training of resnet50 at 96 px, batch 32: epochs on augmented slices against one batch again and again."""
     import keras
 
-    from covidlib.augmentation import Augmenter
     from covidlib.models import build_classifier
-    from covidlib.pipeline import Batches, feed
+    from covidlib.preprocessing.augmentation import Augmenter
+    from covidlib.training.batches import Batches, feed
 
     count, batch = 640, 32
     np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 255, (count, IMAGE_SIZE, IMAGE_SIZE), np.uint8))

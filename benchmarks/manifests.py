@@ -65,7 +65,7 @@ def manifest(count, folder):
 
 
 def split(count, folder):
-    from covidlib import splits
+    from covidlib.datasets import splits
 
     rows = table(count)
     yield
@@ -73,7 +73,7 @@ def split(count, folder):
 
 
 def split_without_patients(count, folder):
-    from covidlib import splits
+    from covidlib.datasets import splits
 
     rows = table(count).assign(patient="")
     yield
@@ -81,15 +81,15 @@ def split_without_patients(count, folder):
 
 
 def sample_without_patients(count, folder):
-    from covidlib import intake
+    from covidlib.datasets import decode
 
     rows = table(count).assign(patient="")
     yield
-    intake._sample(rows)
+    decode._sample(rows)
 
 
 def shipped_split(count, folder):
-    from covidlib import splits
+    from covidlib.datasets import splits
 
     rows = table(count)
     known = pd.DataFrame({"sha256": rows.sha256.str[:16], "name": rows.path.str[:-4], "split": "train"})
@@ -99,25 +99,27 @@ def shipped_split(count, folder):
 
 
 def leaks(count, folder):
-    from covidlib import audit
+    from covidlib.audit import leaks
 
     rows = table(count).assign(split="train")
     yield
-    audit.find_leaks(rows.assign(group=np.arange(count)))
+    leaks.find_leaks(rows.assign(group=np.arange(count)))
 
 
 def near_duplicates(count, folder):
-    from covidlib import similarity
+    from covidlib.datasets import near_duplicates
 
     hashes, thumbnails = described(count, folder)
     yield
-    pairs = similarity.near_duplicates(hashes, thumbnails)
-    similarity.groups(pairs, count)
+    pairs = near_duplicates.near_duplicates(hashes, thumbnails)
+    near_duplicates.groups(pairs, count)
     yield f"{len(pairs)} pairs"
 
 
 def take_in(count, folder):
-    from covidlib import datasets, intake
+    from covidlib import datasets
+    from covidlib.audit import shortcuts
+    from covidlib.datasets import decode
 
     source = datasets.Source(table(count), CLASSES, folder, "bench")
     image, rng = np.zeros((32, 32), np.uint8), np.random.default_rng(0)
@@ -129,9 +131,9 @@ def take_in(count, folder):
             facts = [f"{n:064x}", np.uint64(n), f".{'png'}", f"p{'ng'}", f"{'L'}", n, 512, 512, n / count, ""]
             yield image, facts, noise[n % 1000], {"files": np.zeros(1, np.float32)} if asked else None
 
-    intake._each = decoded
+    decode._each = decoded
     yield
-    intake.take_in(source, 32, folder)
+    decode.take_in(source, 32, folder, shortcuts.features)
 
 
 PARTS = {"manifest": manifest, "split by patient": split, "split without patients": split_without_patients,
@@ -141,9 +143,9 @@ PARTS = {"manifest": manifest, "split by patient": split, "split without patient
 
 def measure(what, count):
     """One part in this process, from its first yield on; printed as JSON."""
-    import covidlib.audit
-    import covidlib.intake
-    import covidlib.splits  # noqa: F401
+    import covidlib.audit.leaks
+    import covidlib.datasets.decode
+    import covidlib.datasets.splits  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:
         part = PARTS[what](count, Path(folder))

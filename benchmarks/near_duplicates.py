@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
-from covidlib import ct, datasets, similarity
+from covidlib import datasets, readers
+from covidlib.datasets import near_duplicates
 
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
 EXHAUSTIVE_UP_TO = 10_000
@@ -56,7 +57,7 @@ def main():
 def slices(dataset, data_root):
     """uint8 (N, 128, 128): every slice of the set."""
     source = datasets.load(dataset, data_root, slices_per_class=200 if dataset == "phantom" else None)
-    images = (ct.read_slice(source.root / row.path, row.slice_index) for row in source.manifest.itertuples())
+    images = (readers.read_slice(source.root / row.path, row.slice_index) for row in source.manifest.itertuples())
     return np.array([np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE))) for image in images])
 
 
@@ -80,11 +81,11 @@ def _bent(number):
     image = ndimage.map_coordinates(image, np.mgrid[:_SIDE, :_SIDE] + shift, order=1, mode="nearest")
     image = 255 * (image / 255) ** np.exp(rng.normal(0, 0.15))
     image = np.uint8(np.clip(image + rng.normal(0, rng.uniform(0, 6), image.shape), 0, 255))
-    return similarity.perceptual_hash(image), similarity.thumbnail(image)
+    return near_duplicates.perceptual_hash(image), near_duplicates.thumbnail(image)
 
 
 def search(hashes, thumbnails):
-    return similarity.near_duplicates(hashes, thumbnails)[["a", "b"]].to_numpy()
+    return near_duplicates.near_duplicates(hashes, thumbnails)[["a", "b"]].to_numpy()
 
 
 def exhaustive(hashes, thumbnails):
@@ -94,9 +95,9 @@ def exhaustive(hashes, thumbnails):
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
     found = []
     for first in range(len(hashes)):
-        near = np.bitwise_count(hashes[first + 1 :] ^ hashes[first]) <= similarity.MAX_DISTANCE
+        near = np.bitwise_count(hashes[first + 1 :] ^ hashes[first]) <= near_duplicates.MAX_DISTANCE
         others = first + 1 + np.flatnonzero(near)
-        others = others[flat[others] @ flat[first] >= similarity.MIN_CORRELATION]
+        others = others[flat[others] @ flat[first] >= near_duplicates.MIN_CORRELATION]
         found += [(first, other) for other in others]
     return np.array(found).reshape(-1, 2)
 

@@ -18,8 +18,9 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks import tables
-from covidlib import datasets, intake, splits
-from covidlib.training import train
+from covidlib import datasets
+from covidlib.datasets import decode, splits
+from covidlib.training.train import train
 
 SLICES, IMAGE_SIZE, EPOCHS, BATCH, SEEDS = [270, 60, 270], 64, 12, 32, (0, 1, 2)
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -33,7 +34,7 @@ def main():
     source = datasets.load("phantom", folder / "phantoms", SLICES)
     manifest, _ = splits.assign(source.manifest, 0)
     source = datasets.Source(manifest, source.classes, source.root, source.name)
-    images = intake.load_images(source, IMAGE_SIZE, folder / "cache")
+    images = decode.load_images(source, IMAGE_SIZE, folder / "cache")
     rows = []
     for variant in ("resnet50", "improved"):
         for seed in SEEDS:

@@ -21,7 +21,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from benchmarks import tables
-from covidlib import datasets, evaluation, export, intake, predict, statistics
+from covidlib import datasets
+from covidlib.datasets import decode
+from covidlib.evaluation import metrics, statistics
+from covidlib.predict import predict
+from covidlib.speed import export
 
 COLUMNS = ["dataset", "variant", "image_size", "precision", "runtime", "slices", "accuracy", "low", "high",
            "drop_points", "drop_low", "drop_high", "changed", "largest_difference", "mean_difference", "calibration",
@@ -41,7 +45,7 @@ def main():
     source = datasets.open_saved(settings.manifest, settings.data_root)
     if source.classes != classes:
         raise SystemExit(f"the network knows {classes}, {source.name} holds {source.classes}")
-    images = intake.load_images(source, model.input_shape[1], settings.manifest / "cache")
+    images = decode.load_images(source, model.input_shape[1], settings.manifest / "cache")
     with tempfile.TemporaryDirectory() as place:
         chosen = calibration(source, images, settings.slices)
         export.write(model, Path(place, "export"), classes, calibration=chosen)
@@ -62,7 +66,7 @@ def compare(model, folder, source, images):
     rows = np.flatnonzero(source.manifest["split"] == "test")
     test, tested = source.manifest.iloc[rows], images[rows]
     truth = test["label"].map({name: k for k, name in enumerate(source.classes)}).to_numpy()
-    patients = evaluation.patient_names(test)
+    patients = metrics.patient_names(test)
     reference = export.in_float32(model).predict(tested[..., None], batch_size=BATCH, verbose=0)
     answers = {("keras", "float32"): reference}
     if "bfloat16" in {layer.compute_dtype for layer in model.layers}:

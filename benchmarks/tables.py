@@ -13,7 +13,7 @@ import re
 from numbers import Integral, Real
 from pathlib import Path
 
-from covidlib import provenance
+from covidlib.utils import provenance
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["variant", "harness", "image_size", "batch", "threads", "images_per_second", "q1", "q3", "rounds", "date"]

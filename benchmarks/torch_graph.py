@@ -106,7 +106,7 @@ class Elsewhere:
 
 
 def main(model_path, dtype, images_path):
-    from covidlib import provenance
+    from covidlib.utils import provenance
 
     torch.set_num_threads(provenance.threads())
     images = np.load(images_path)

@@ -7,7 +7,7 @@ in keras.applications), a bias-free convolution before each normalisation as PyT
 import torch
 from torch import nn
 
-from covidlib import provenance
+from covidlib.utils import provenance
 
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 

@@ -23,7 +23,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # of the processor; of a GPU: benchma
 import numpy as np
 
 from benchmarks import tables
-from covidlib import memory, provenance, timing
+from covidlib.speed import memory, timing
+from covidlib.utils import provenance
 
 COMMAND = "python -m benchmarks.training"
 CLASSES = ("covid", "viral", "normal")
@@ -110,7 +111,7 @@ def serve(name, framework, precision, batch, image_size):
 def keras_step(name, precision, batch, image_size):
     import keras
 
-    from covidlib.optimizer import AdamW
+    from covidlib.training.optimizer import AdamW
 
     model = build(name, image_size, precision)
     rng = np.random.default_rng(0)
@@ -134,7 +135,7 @@ def build(name, image_size, precision):
 
 def macs(name, image_size):
     """Of one forward pass, in thousands of millions."""
-    from covidlib import complexity
+    from covidlib.evaluation import complexity
 
     return complexity.count(build(name, image_size, "float32")).macs / 1e9
 

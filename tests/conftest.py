@@ -22,15 +22,15 @@ NARROW = {"conv2": (8, 1), "conv3": (16, 1), "conv4": (32, 1), "conv5": (64, 1)}
 def pytest_collection_modifyitems(items):
     """Files in the order in which two workers end soonest.
 
-    The longest after those comes no sooner than test_pipeline, since a training makes its whole process deterministic,
+    The longest after those comes no sooner than test_train, since a training makes its whole process deterministic,
     which the tests before were not written for.
     """
     def place(item):
         name = item.path.name
         if name in LONG:
             return LONG.index(name)
-        after = item.path.parent == TESTS and name >= "test_pipeline.py"
-        return len(LONG) + after * (1 if name == "test_training.py" else 2)
+        after = "training" in item.path.parts or item.path.parent == TESTS
+        return len(LONG) + after * (1 if name == "test_train.py" else 2)
 
     items.sort(key=place)
 
@@ -110,21 +110,24 @@ def checkout(tmp_path_factory, repository, narrowed):
     root = tmp_path_factory.mktemp("checkout")
     import numpy as np
 
-    from covidlib import answers, datasets, intake, splits, training
+    from covidlib import datasets
+    from covidlib.datasets import decode, splits
+    from covidlib.predict import explained
+    from covidlib.training import train
 
     home, phantoms = root / "runs" / "phantom" / "tiny", root / "data" / "phantom" / "tiny"
     source = datasets.load("phantom", phantoms, [12, 9, 12], seed=0)
-    source, _ = intake.take_in(source, 32, home / "cache")
+    source, _ = decode.take_in(source, 32, home / "cache")
     manifest, _ = splits.assign(source.manifest, 0)
     source = datasets.replace(source, manifest=manifest)
     datasets.save(source, home)
-    images = intake.load_images(source, 32, home / "cache")
+    images = decode.load_images(source, 32, home / "cache")
     for variant in ("resnet50", "improved"):
         run_dir = home / variant / "seed-0"
         with narrowed():
-            training.train(source, np.array(images), run_dir, variant, image_size=32, epochs=1, batch_size=16, seed=0,
+            train.train(source, np.array(images), run_dir, variant, image_size=32, epochs=1, batch_size=16, seed=0,
                            precision="float32", deterministic=False, progress=False)
-        answers.make(run_dir)
+        explained.make(run_dir)
     (root / "reports" / "published" / "runs").mkdir(parents=True)
     (root / "notebooks").mkdir()
     shutil.copy(repository / "notebooks" / "app.ipynb", root / "notebooks")

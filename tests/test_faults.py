@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from test_training import OPTIONS, assert_same_run, script
 from test_workflow import REPORT, RUNS, checkout, command, copied  # noqa: F401  a fixture
+from toy_runs import OPTIONS, assert_same_run, script
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
 TRAININGS, WORKFLOWS, PARALLEL, JOBS = 20, 10, 20, 4

@@ -91,7 +91,7 @@ def test_nbval_notices_a_changed_output(copy, tmp_path):
     path = tmp_path / "05.ipynb"
     content = nbformat.read(copy / "notebooks" / "05_baselines.ipynb", 4)
     kept = [cell for cell in content.cells if "nbval-check-output" in cell.metadata.get("tags", [])]
-    content.cells = [nbformat.v4.new_code_cell("from covidlib import statistics"), *kept]
+    content.cells = [nbformat.v4.new_code_cell("from covidlib.evaluation import statistics"), *kept]
     kept[0].outputs[0]["text"] = re.sub(r"z = [\d.]+", "z = 9.9", kept[0].outputs[0]["text"])
     nbformat.write(content, path)
     done = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-q", "-c",
@@ -101,7 +101,7 @@ def test_nbval_notices_a_changed_output(copy, tmp_path):
 
 def run(copy, name, **parameters):
     pairs = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
-    return subprocess.run([sys.executable, "-m", "covidlib.run", str(copy / "notebooks" / f"{name}.ipynb"),
+    return subprocess.run([sys.executable, "-m", "covidlib.utils.notebook", str(copy / "notebooks" / f"{name}.ipynb"),
                            str(copy / "out" / f"{name}.ipynb"), *pairs], capture_output=True, text=True)
 
 

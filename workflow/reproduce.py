@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from covidlib.datasets import NAMES
-from covidlib.files import require_writable
+from covidlib.utils.files import require_writable
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = sorted(path.stem for path in (ROOT / "workflow/profiles").glob("*.yaml"))
@@ -69,7 +69,7 @@ def main():
         sys.exit(f"{profile} on {options.dataset} stopped before its end; what is done is kept, "
                  "and the same command goes on from there")
     report = f"reports/{options.dataset}/{profile}"
-    sys.exit(subprocess.run([sys.executable, "-m", "covidlib.claims", report], cwd=ROOT, check=False).returncode)
+    sys.exit(subprocess.run([sys.executable, "-m", "covidlib.report.claims", report], cwd=ROOT, check=False).returncode)
 
 
 def _named(weights):

@@ -8,9 +8,10 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
-from covidlib import provenance, runs
 from covidlib.app.widgets import Picture, fill
 from covidlib.app.work import Latest, sentence
+from covidlib.training import runs
+from covidlib.utils import provenance
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, for all eyes
 SHOWN, TILE, ACROSS = 24, 96, 8  # slices behind a cell of the matrix
@@ -78,7 +79,7 @@ class Explorer:
                               widgets.HBox(parts, layout=widgets.Layout(flex_flow="row wrap"))]
 
     def _update(self):
-        from covidlib import evaluation
+        from covidlib.evaluation import metrics
 
         self.read = [(name, runs.read_run(self.found[name])) for name in self.chosen.value]
         if not self.read:
@@ -89,7 +90,7 @@ class Explorer:
             return
         self.run = self.read[0][1]
         self.test = self.run.predictions[self.run.predictions["split"] == "test"].reset_index(drop=True)
-        self.truth, self.predicted, self.scores = evaluation.decide(self.test, self.run.classes)
+        self.truth, self.predicted, self.scores = metrics.decide(self.test, self.run.classes)
         self.message.value = _caution(self.read[0][0], self.run, self.test)
         self._draw_curves()
         self._draw_matrix()
@@ -111,10 +112,10 @@ class Explorer:
                       legend={"orientation": "h", "y": -0.3, "font": {"size": 10}})
 
     def _draw_matrix(self):
-        from covidlib import evaluation
+        from covidlib.evaluation import metrics
 
         classes = list(self.run.classes)
-        counts = evaluation.confusion(self.test, classes).to_numpy()
+        counts = metrics.confusion(self.test, classes).to_numpy()
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         heat = self._go.Heatmap(z=share, x=classes, y=classes, text=counts, texttemplate="%{text}", zmin=0, zmax=1,
                                 colorscale="Blues", colorbar={"title": "recall"},
@@ -151,13 +152,13 @@ class Explorer:
             self.slices.show(sheet, f"{len(images)} slices, true {self.run.classes[i]}, answered {self.run.classes[j]}")
 
     def _draw_threshold(self):
-        from covidlib import evaluation, statistics
+        from covidlib.evaluation import metrics, statistics
 
         if self.run is None or self.positive.value not in self.run.classes:
             return
         k = self.run.classes.index(self.positive.value)
         ill, called = self.truth == k, self.scores[:, k] >= self.threshold.value
-        patients = evaluation.patient_names(self.test)
+        patients = metrics.patient_names(self.test)
         lines, point = [], {}
         for name, part, values in (("sensitivity", ill, called), ("specificity", ~ill, ~called)):
             point[name] = values[part].mean() if part.any() else np.nan
@@ -165,7 +166,7 @@ class Explorer:
             lines.append(f"<tr><th scope=row>{name}</th><td>{point[name]:.3f}</td><td>{low:.3f} to {high:.3f}</td>"
                          f"<td>{int(values[part].sum())} of {int(part.sum())}</td></tr>")
         self.rates.value = "<table><caption>95 % intervals over patients</caption>" + "".join(lines) + "</table>"
-        curve = evaluation.roc(self.test, self.run.classes)
+        curve = metrics.roc(self.test, self.run.classes)
         curve = curve[curve["class"] == self.positive.value]
         traces = [
             self._diagonal("chance"),
@@ -178,9 +179,9 @@ class Explorer:
                       "1 - specificity", "sensitivity")
 
     def _draw_reliability(self):
-        from covidlib import calibration, study
+        from covidlib.evaluation import calibration
 
-        temperature = study.temperature(self.run)
+        temperature = self.run.temperature
         views = {"as trained": self.scores}
         if np.isfinite(temperature):
             views[f"temperature {temperature:.2f}"] = calibration.scale(self.scores, temperature)
@@ -229,10 +230,10 @@ def _layout():
 
 def _caution(name, run, test):
     """How figures of a run may be read, where that is not as they stand."""
-    from covidlib import study
+    from covidlib.evaluation import metrics
 
-    told = study.how_told(run.parameters.get("dataset"), test)
-    return "" if told == study.AS_MEASURED else _alert(f"{name}: {told}. Its figures support no medical statement.")
+    level = metrics.evidence_level(run.parameters.get("dataset"), test)
+    return "" if level == metrics.AS_MEASURED else _alert(f"{name}: {level}. Its figures support no medical statement.")
 
 
 def _alert(text):
@@ -243,13 +244,14 @@ def _images(run, rows):
     """uint8 (N, TILE, TILE) of rows of predictions, as the network saw them; None where they are not at hand."""
     from PIL import Image
 
-    from covidlib import answers, intake
+    from covidlib.datasets import decode
+    from covidlib.predict import explained
 
-    found = answers.slices_of(run)
+    found = explained.slices_of(run)
     if found is None:
         return None
     source, images = found
-    keys = zip(source.manifest["path"], intake.slice_indices(source.manifest), strict=True)
+    keys = zip(source.manifest["path"], decode.slice_indices(source.manifest), strict=True)
     places = {key: n for n, key in enumerate(keys)}
     known = [places[key] for key in zip(rows["path"], rows["slice_index"], strict=True) if key in places]
     tiles = [np.asarray(Image.fromarray(np.asarray(images[n])).resize((TILE, TILE))) for n in known]

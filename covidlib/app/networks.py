@@ -6,7 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from covidlib import answers, provenance, runs
+from covidlib.predict import explained
+from covidlib.training import runs
+from covidlib.utils import provenance
 
 BESIDE = ("resnet50", "improved")  # shown in this order where a set has both
 SLICES, EPOCHS, IMAGE_SIZE = [270, 60, 270], 12, 96  # of the first pair: phantoms, as in profile quick
@@ -32,12 +34,13 @@ def _pair(variants):
 
 def load(run_dir):
     """The Answerer of a run, exported in a process of its own where that is not done. ValueError where that fails."""
-    if not answers.is_made(run_dir):
-        made = subprocess.run([sys.executable, "-m", "covidlib.answers", str(run_dir)], capture_output=True, text=True)
+    if not explained.is_made(run_dir):
+        made = subprocess.run([sys.executable, "-m", "covidlib.predict.explained", str(run_dir)], capture_output=True,
+                              text=True)
         if made.returncode:
             lines = made.stderr.strip().splitlines() or ["no reason given"]
             raise ValueError(f"{run_dir} could not be made ready: {lines[-1]}")
-    return answers.Answerer(answers.folder(run_dir))
+    return explained.Answerer(explained.folder(run_dir))
 
 
 def make_first(home, data_root, job, progress):
@@ -76,8 +79,8 @@ def make_first(home, data_root, job, progress):
 
 def _command(notebook, parameters, place):
     pairs = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    return [sys.executable, "-m", "covidlib.run", f"notebooks/{notebook}.ipynb", str(Path(place, f"{notebook}.ipynb")),
-            *pairs]
+    return [sys.executable, "-m", "covidlib.utils.notebook", f"notebooks/{notebook}.ipynb",
+            str(Path(place, f"{notebook}.ipynb")), *pairs]
 
 
 def _poll(process):

@@ -5,9 +5,10 @@ import html
 import ipywidgets as widgets
 import numpy as np
 
-from covidlib import augmentation, ct
+from covidlib import readers
 from covidlib.app.widgets import Picture
 from covidlib.app.work import Latest, sentence
+from covidlib.preprocessing import augmentation
 
 SIDE, SMALL, GRID = 320, 112, (3, 4)
 ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
@@ -54,13 +55,13 @@ class Playground:
         if image is not None:
             return image
         if self._drawn is None:
-            from covidlib.datasets import phantom
+            from covidlib import phantom
 
-            self._drawn = ct.apply_window(phantom.render("covid", np.random.default_rng(0)).hu)
+            self._drawn = readers.apply_window(phantom.render("covid", np.random.default_rng(0)).hu)
         return self._drawn
 
     def _paint(self):
-        image = ct.fit_square(self._slice(), SIDE)
+        image = readers.fit_square(self._slice(), SIDE)
         changed, done = image, []
         for name, control in self.controls.items():
             if not np.isclose(control.value, _neutral(augmentation.OPERATIONS[name])):  # sliders round to their step
@@ -69,7 +70,7 @@ class Playground:
         self.picture.show(changed, f"the slice after {', '.join(done) or 'no operation'}")
         grey = [name for name in ("hue", "saturation") if name in done]
         self.told.value = f"<p>{' and '.join(grey)} change nothing on a grey slice.</p>" if grey else ""
-        small, (rows, columns) = ct.fit_square(image, SMALL), GRID
+        small, (rows, columns) = readers.fit_square(image, SMALL), GRID
         augmenter = augmentation.Augmenter(self.names.value, self.seed.value)
         drawn = [augmenter(small, 0, index) for index in range(rows * columns)]
         sheet = np.block([drawn[row * columns : (row + 1) * columns] for row in range(rows)])

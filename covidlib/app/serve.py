@@ -15,7 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
-from covidlib import provenance
+from covidlib.utils import provenance
 
 HERE = Path(__file__).parent
 IDLE = 1800  # seconds without a page after which a kernel ends

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from covidlib import predict
 from covidlib.app.explorer import Explorer
 from covidlib.app.playground import Playground
 from covidlib.app.viewer import Viewer
 from covidlib.app.widgets import STATIC, sweep
+from covidlib.predict import predict
 
 PAGES = ("Scan", "Augmentation", "Results")
 

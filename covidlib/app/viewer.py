@@ -8,10 +8,14 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from covidlib import answers, ct, doubts, explain, harmonise, lungs, predict, provenance, scans
+from covidlib import readers
 from covidlib.app import networks
 from covidlib.app.widgets import Files, Picture, fill
 from covidlib.app.work import Job, Latest, sentence
+from covidlib.evaluation import explain
+from covidlib.predict import explained, predict, scans
+from covidlib.preprocessing import crop, lungs, quality
+from covidlib.utils import provenance
 
 WINDOWS = {"lung": (-600, 1500), "mediastinum": (40, 400), "bone": (400, 1800), "of my own": None}
 SIDE = 512  # of a picture that is shown, pixels
@@ -117,7 +121,7 @@ class Viewer:
     def _refresh_networks(self):
         self.found = networks.find(self.home)
         self.first.layout.display = "none" if self.found else ""
-        made = [name for name, run_dirs in self.found.items() if all(map(answers.is_made, run_dirs))]
+        made = [name for name, run_dirs in self.found.items() if all(map(explained.is_made, run_dirs))]
         self._filling = True  # options choose their first by themselves
         fill(self.network, [(name, name) for name in self.found] or [("none yet", None)],
              next(iter([*made, *self.found]), None))
@@ -195,7 +199,7 @@ class Viewer:
                 scan = scans.of_file(path)
                 scan.title = title or scan.title
                 self._take([scan], [])
-        except (ct.ReadError, FileNotFoundError, ValueError) as error:
+        except (readers.ReadError, FileNotFoundError, ValueError) as error:
             self._failed(error)
 
     def _on_upload(self, folder):
@@ -245,7 +249,7 @@ class Viewer:
     def _choose(self, scan):
         try:
             is_hu = scan.is_hu
-        except (ct.ReadError, OSError) as error:
+        except (readers.ReadError, OSError) as error:
             self._failed(error)
             return
         before, self.scan, self.file_doubts = self.scan, scan, {}
@@ -315,7 +319,7 @@ class Viewer:
                     return
                 try:
                     found, lung = seen.result()
-                except (ct.ReadError, OSError) as error:
+                except (readers.ReadError, OSError) as error:
                     problems.append(error)
                     continue
                 for size in sizes:
@@ -388,10 +392,10 @@ class Seen:
     def __init__(self, picture):
         self.picture = picture
         self.body, self.lungs = lungs.segment(picture)
-        self.square = harmonise.square(picture, self.lungs)
+        self.square = crop.square(picture, self.lungs)
 
     def harmonised(self, size):
-        return harmonise.harmonise(self.picture, size, self.lungs)[0]
+        return crop.harmonise(self.picture, size, self.lungs)[0]
 
 
 class Panel:
@@ -418,7 +422,7 @@ class Panel:
         self.picture.clickable = network is not None and overlay.startswith("attention")
         if network is None:
             self.answer.value = ""
-            self.picture.show(ct.fit_square(shown, SIDE), about)
+            self.picture.show(readers.fit_square(shown, SIDE), about)
             return
         image = seen.harmonised(network.image_size)
         answer = network(image)
@@ -428,9 +432,9 @@ class Panel:
         heat, told = _heat(answer, overlay, k, place, image.shape[0])
         if self.picture.clickable and not inside:
             told += ", or to the border next to it: it lies outside of what the network sees"
-        picture = _blend(shown, seen.square, heat, opacity) if heat is not None else ct.fit_square(shown, SIDE)
+        picture = _blend(shown, seen.square, heat, opacity) if heat is not None else readers.fit_square(shown, SIDE)
         self.picture.show(picture, f"{about}, {told}, {network.variant} answers {network.classes[best]}")
-        self.answer.value = _answer(network, answer, told, [*file_doubts, *doubts.of_slice(
+        self.answer.value = _answer(network, answer, told, [*file_doubts, *quality.of_slice(
             seen.picture, seen.lungs, seen.body, image, network.typical)])
 
     def _place(self, shown, seen):
@@ -449,7 +453,7 @@ def _see(scan, index, sizes):
     """({size: the slice as networks of that size see it}, whether lung was found). Raises ct.ReadError or OSError."""
     picture = scan.picture(index)
     lung = lungs.lung_mask(picture)
-    return {size: harmonise.harmonise(picture, size, lung)[0] for size in sizes}, bool(lung.any())
+    return {size: crop.harmonise(picture, size, lung)[0] for size in sizes}, bool(lung.any())
 
 
 def _heat(answer, overlay, k, place, size):
@@ -474,7 +478,7 @@ def _blend(shown, square, heat, opacity):
 
     height, width = shown.shape
     side = max(height, width)
-    grey = ct.fit_square(shown, SIDE).astype(np.float32)[..., None].repeat(3, axis=2)
+    grey = readers.fit_square(shown, SIDE).astype(np.float32)[..., None].repeat(3, axis=2)
     if square is None:
         return grey.astype(np.uint8)
     scale = SIDE / side
@@ -510,7 +514,7 @@ def _answer(network, answer, told, found):
         if found else ""
     unknown = "" if network.typical else "<p>Its training slices are not at hand to compare with.</p>"
     return (f"<h3>{html.escape(network.variant)}</h3><p>{html.escape(told)}</p><table>{rows}</table>"
-            f"<p>{html.escape(trust)}</p>{warned}{unknown}<p>{html.escape(answers.describe(network))}</p>")
+            f"<p>{html.escape(trust)}</p>{warned}{unknown}<p>{html.escape(explained.describe(network))}</p>")
 
 
 def _level_name(level):

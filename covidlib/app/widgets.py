@@ -10,8 +10,8 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from covidlib import scans
-from covidlib.files import orphans, owned
+from covidlib.predict import scans
+from covidlib.utils.files import orphans, owned
 
 STATIC = Path(__file__).parent / "static"
 PREFIX = "covidlib-app-"  # of temporary folders; the process that they belong to follows

@@ -4,12 +4,12 @@ import threading
 import traceback
 from pathlib import Path
 
-from covidlib import ct
+from covidlib import readers
 
 
 def sentence(error):
     """What a reader is told of an exception: never the folder that a file lies in."""
-    if isinstance(error, ct.ReadError):
+    if isinstance(error, readers.ReadError):
         name = Path(error.path).name
         return f"{name}: {error.what}. {error.mend}.".replace(str(error.path), name)
     if isinstance(error, OSError) and error.filename:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covidlib.ct import ReadError
-from covidlib.files import read_text, sha256, write_atomically
+from covidlib.readers import ReadError
+from covidlib.utils.files import read_text, sha256, write_atomically
 
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")

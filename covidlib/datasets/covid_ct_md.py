@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pydicom
 
-from covidlib import ct, lungs
-from covidlib.ct import ReadError
+from covidlib import readers
 from covidlib.datasets import listing, read_csv
+from covidlib.preprocessing import lungs
+from covidlib.readers import ReadError
 
 LUNG_FRACTION = 0.12
 _CLASSES = {"covid-19": "covid", "cap": "cap", "normal": "normal"}
@@ -134,7 +135,7 @@ def _header(path):
 
 def _shows_lung(path, problems):
     try:
-        return lungs.lung_fraction(ct.read_slice(path)) >= LUNG_FRACTION
+        return lungs.lung_fraction(readers.read_slice(path)) >= LUNG_FRACTION
     except ReadError as error:
         problems.append(error)
         return False

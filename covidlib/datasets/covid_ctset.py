@@ -10,8 +10,8 @@ import re
 
 import pandas as pd
 
-from covidlib.ct import ReadError
 from covidlib.datasets import listing, read_csv
+from covidlib.readers import ReadError
 
 _CLASSES = ("covid", "normal")
 _CHOSEN = re.compile(r"[^/]*?(covid|normal)[^/]*_(patient\d+)_(SR_\d+)_[^/]*\.tiff?", re.IGNORECASE)

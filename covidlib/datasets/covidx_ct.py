@@ -9,8 +9,8 @@ import re
 
 import pandas as pd
 
-from covidlib.ct import ReadError
 from covidlib.datasets import SPLITS, listing, read_csv
+from covidlib.readers import ReadError
 
 _CLASSES = {"0": "normal", "1": "cap", "2": "covid"}
 _ORDER = ("covid", "cap", "normal")

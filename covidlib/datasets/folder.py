@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from covidlib.ct import NoImage, ReadError
 from covidlib.datasets import PARTS, listing, natural, read_table, slices
-from covidlib.files import sha256
+from covidlib.readers import NoImage, ReadError
+from covidlib.utils.files import sha256
 
 ORDER = ("covid", "viral", "cap", "normal", "non_covid")
 _LAYOUT = "It should hold one folder of images per class, or a manifest.csv with columns path,label"

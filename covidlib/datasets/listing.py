@@ -13,9 +13,9 @@ import unicodedata
 
 import pandas as pd
 
-from covidlib import ct
-from covidlib.ct import ReadError
+from covidlib import readers
 from covidlib.datasets import inside
+from covidlib.readers import ReadError
 
 _LEFT_BEHIND = (".*", "__macosx", "lost+found", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
                 "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
@@ -35,8 +35,8 @@ def without_other_files(root, paths):
     kept = []
     for path in paths:
         try:
-            ct.sniff(root / path)
-        except ct.NoImage:
+            readers.sniff(root / path)
+        except readers.NoImage:
             continue
         except ReadError:  # told when it is read
             pass

@@ -7,8 +7,8 @@ least they do not cross a split. Slices of one patient that differ more are not 
 import numpy as np
 import pandas as pd
 
-from covidlib import ct, similarity
-from covidlib.datasets import listing, natural, require_folders
+from covidlib import readers
+from covidlib.datasets import listing, natural, near_duplicates, require_folders
 
 _FOLDERS = {"covid": "COVID", "non_covid": "non-COVID"}
 
@@ -22,17 +22,17 @@ def load(root):
         problems += bad
         for path in sorted(paths, key=natural):
             try:
-                image = ct.read_slice(root / path)
-            except ct.ReadError as error:
+                image = readers.read_slice(root / path)
+            except readers.ReadError as error:
                 problems.append(error)
                 continue
             rows.append({"path": path, "label": label})
-            hashes.append(similarity.perceptual_hash(image))
-            thumbnails.append(similarity.thumbnail(image))
+            hashes.append(near_duplicates.perceptual_hash(image))
+            thumbnails.append(near_duplicates.thumbnail(image))
     manifest = pd.DataFrame(rows, columns=["path", "label"])
     listing.require_images(root, manifest, _FOLDERS, "sarscov2-ct")
-    pairs = similarity.near_duplicates(np.array(hashes, np.uint64), np.array(thumbnails))
-    groups = similarity.groups(pairs, len(manifest))
+    pairs = near_duplicates.near_duplicates(np.array(hashes, np.uint64), np.array(thumbnails))
+    groups = near_duplicates.groups(pairs, len(manifest))
     sizes = np.bincount(groups)
     note = (
         "The set names no patients, so that patient-disjointness is not known: column patient holds groups "

@@ -5,10 +5,11 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from covidlib import ct, lungs, volumes
-from covidlib.ct import ReadError
+from covidlib import readers
 from covidlib.datasets.covid_ct_md import LUNG_FRACTION
-from covidlib.formats import dicom, nifti, reading
+from covidlib.preprocessing import lungs
+from covidlib.readers import ReadError, dicom, nifti, volume
+from covidlib.readers.errors import reading
 
 WHOLE = 20  # slices of a volume from which on nobody chose them by hand
 LOOKED_AT = 32  # slices of such a volume, evenly spread, whose lungs are measured
@@ -26,10 +27,10 @@ def expand(root, table):
     for row in table.to_dict("records"):
         file = root / row["path"]
         try:
-            if ct.sniff(file) == "dicom":
+            if readers.sniff(file) == "dicom":
                 groups.setdefault((row["label"], row["patient"] or file.parent), {})[file] = row
                 continue
-            slices = [(file, index) for index in ct.slice_order(file)]
+            slices = [(file, index) for index in readers.slice_order(file)]
             if len(slices) > 1:
                 row["patient"] = row["patient"] or f"{row['label']}/{file.name}"
             shown = _with_lung(slices)
@@ -40,7 +41,7 @@ def expand(root, table):
     without_hu, people = 0, {}
     salt = hashlib.sha256(b"covidlib" + min(next(iter(groups.values()))).read_bytes()).digest() if groups else b""
     for group in groups.values():
-        series, ungrouped = volumes.group_series(group, together=False)
+        series, ungrouped = volume.group_series(group, together=False)
         problems += ungrouped
         for one in series:
             problems += one.problems
@@ -103,7 +104,7 @@ def _with_lung(slices):
     if not seen:
         return slices
     looked_at, fractions = list(seen), list(seen.values())
-    shown = volumes.lung_run(np.interp(np.arange(len(slices)), looked_at, fractions), LUNG_FRACTION)
+    shown = volume.lung_run(np.interp(np.arange(len(slices)), looked_at, fractions), LUNG_FRACTION)
     if not shown.any():
         raise ReadError(slices[0][0], f"begins a volume of {len(slices)} slices that shows no lung",
                         "Leave it out, or list the slices to use in a manifest.csv with slice_index")
@@ -113,13 +114,13 @@ def _with_lung(slices):
 def _lung_fraction(file, index):
     """None for a damaged slice: intake names it when all are decoded."""
     try:
-        return lungs.lung_fraction(ct.read_slice(file, index))
+        return lungs.lung_fraction(readers.read_slice(file, index))
     except ReadError:
         return None
 
 
 def _nifti_spacing(file):
-    if ct.sniff(file) != "nifti":
+    if readers.sniff(file) != "nifti":
         return {}
     with reading(file):
         slice_mm, row_mm, column_mm = nifti.spacing(file)

@@ -2,7 +2,7 @@
 
 from covidlib.models.attention import attention_map
 from covidlib.models.classifier import VARIANTS, build_classifier
-from covidlib.models.normalization import BatchNormalization
+from covidlib.models.layers import BatchNormalization
 from covidlib.models.precision import resolve_precision
 
 __all__ = ["VARIANTS", "BatchNormalization", "attention_map", "build_classifier", "resolve_precision"]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from covidlib.models.normalization import BatchNormalization
+from covidlib.models.layers import BatchNormalization
 from covidlib.models.resnet import MOMENTUM
 
 

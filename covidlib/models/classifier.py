@@ -62,7 +62,7 @@ def build_classifier(
         variant: one of `VARIANTS`.
         classes: names of the classes, two or more.
         image_size: pixels, 32 or more, odd ones too.
-        weights: None or "none" (random), "imagenet", "phantom", or a path; see `weights.load_weights`.
+        weights: None or "none" (random), "imagenet", or a path; see `weights.load_weights`.
         precision: "auto", "float32" or "mixed_bfloat16"; see `resolve_precision`.
         seed: of the random weights and of the dropout.
         dropout: share of the features left out in training, 0 <= dropout < 1.

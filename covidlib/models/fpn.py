@@ -8,7 +8,7 @@ keeps every pixel on the one it was computed from.
 
 from keras import layers
 
-from covidlib.models.normalization import BatchNormalization
+from covidlib.models.layers import BatchNormalization
 from covidlib.models.resnet import MOMENTUM
 
 

@@ -6,7 +6,7 @@ attention hold on to.
 
 from keras import layers
 
-from covidlib.models.normalization import BatchNormalization
+from covidlib.models.layers import BatchNormalization
 
 STAGES = {"conv2": (64, 3), "conv3": (128, 4), "conv4": (256, 6), "conv5": (512, 3)}  # width, blocks
 PLACEMENTS = ("branch", "after", "before")

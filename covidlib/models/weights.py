@@ -51,23 +51,16 @@ def initialise(model, seed):
         variable.assign(np.float32(limit) * (2 * rng.random(variable.shape, dtype="float32") - 1))
 
 
-def resolve(weights, image_size, backbone):
-    """The file that `weights` means: of "imagenet" the published one of `backbone`, downloaded where it is missing; of
-    "phantom" that of covidlib.pretraining, made here where it is missing."""
-    if weights == "imagenet":
-        return _download(backbone)
-    if weights != "phantom":
-        return Path(weights)
-    from covidlib import pretraining
-
-    return pretraining.make(image_size)
+def resolve(weights, backbone):
+    """The file that `weights` means: of "imagenet" the published one of `backbone`, downloaded where it is missing."""
+    return _download(backbone) if weights == "imagenet" else Path(weights)
 
 
 def load_weights(model, weights, backbone, backbone_layers):
     """Load the layers of `model` that the file has, matched by name; the head is left as it is.
 
     Args:
-        weights: "imagenet", "phantom" (covidlib.pretraining) or the path of a file: `.h5` of keras.applications
+        weights: "imagenet" or the path of a file: `.h5` of keras.applications
             (with or without top), `.weights.h5` or `.keras` of a classifier of this library.
         backbone: "resnet50", "mobilenet_v2" or "densenet169".
         backbone_layers: names of the layers that the file must have.
@@ -76,7 +69,7 @@ def load_weights(model, weights, backbone, backbone_layers):
         FileNotFoundError: no such file, or no network to download it.
         ValueError: not a weight file, damaged, or of another architecture. The model is as before.
     """
-    path = resolve(weights, model.input_shape[1], backbone)
+    path = resolve(weights, backbone)
     if not path.is_file():
         raise FileNotFoundError(
             f'no weight file {path}. Give "none", "imagenet" or the path of a .h5, .weights.h5 or .keras file'

@@ -20,8 +20,9 @@ import pytest
 import requests
 from PIL import Image
 
-from covidlib import ct, predict
+from covidlib import readers
 from covidlib.app import widgets
+from covidlib.predict import predict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SLOW = "[anywidget] Failed to initialize model."  # said after 2 s, on a busy machine; the widget comes all the same
@@ -122,7 +123,7 @@ def test_a_series_in_an_archive_is_summed_up_and_saved(page, dicom, tmp_path):
 
 
 def test_pictures_broken_files_and_hostile_tags(page, dicom, tmp_path):
-    Image.fromarray(ct.read_slice(dicom)).save(tmp_path / "slice.png")
+    Image.fromarray(readers.read_slice(dicom)).save(tmp_path / "slice.png")
     give(page, tmp_path / "slice.png")
     answers(page, "slice.png")
     assert page.get_by_label("Window").is_disabled()

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from covidlib import evaluation, runs
 from covidlib.app.explorer import Explorer
+from covidlib.evaluation import metrics
+from covidlib.training import runs
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def test_curves_of_every_chosen_run(page):
 def test_a_cell_of_the_matrix_opens_its_slices(page, checkout):
     run = page.read[0][1]
     test = run.predictions[run.predictions["split"] == "test"]
-    counts = evaluation.confusion(test, run.classes).to_numpy()
+    counts = metrics.confusion(test, run.classes).to_numpy()
     assert np.array_equal(page.figures["matrix"].data[0].text, counts)
     i, j = np.unravel_index(counts.argmax(), counts.shape)
     page.cell.value = (int(i), int(j))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covidlib import augmentation
 from covidlib.app.playground import Playground
+from covidlib.preprocessing import augmentation
 
 
 @pytest.fixture

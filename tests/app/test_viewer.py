@@ -13,10 +13,10 @@ import pytest
 from conftest import every_process
 from PIL import Image
 
-from covidlib import predict
 from covidlib.app import App, networks, viewer, widgets
 from covidlib.app.viewer import ALONE, Viewer
 from covidlib.app.work import Job
+from covidlib.predict import predict
 
 CLASSES = ("covid", "viral", "normal")
 
@@ -280,7 +280,7 @@ def test_the_app_says_what_it_is_on_every_page(checkout):
 
 def test_what_a_killed_kernel_left_is_removed_at_the_next_start_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = ("import pathlib, tempfile, time; from covidlib import files; from covidlib.app import widgets;"
+    code = ("import pathlib, tempfile, time; from covidlib.utils import files; from covidlib.app import widgets;"
             f"folder = tempfile.mkdtemp(prefix=files.owned(widgets.PREFIX), dir={str(tmp_path)!r});"
             "pathlib.Path(folder, 'scan.dcm').touch(); print('ready', flush=True); time.sleep(600)")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

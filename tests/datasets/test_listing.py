@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from bodies import RAMP, write_dicom
 from PIL import Image
-from test_ct import RAMP, write_dicom
 
-from covidlib import datasets, predict, scans
+from covidlib import datasets
 from covidlib.datasets import listing
+from covidlib.predict import predict, scans
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 import pandas as pd
 import pytest
 
-from covidlib import splits
-from covidlib.datasets import ucsd_covid_ct
+from covidlib.datasets import splits, ucsd_covid_ct
 
 PARTS = ("train", "val", "test")
 

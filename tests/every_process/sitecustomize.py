@@ -29,11 +29,11 @@ def _only_here(function, place):
 
 
 class _NarrowSession(PathFinder):
-    """Imports covidlib.session, and nothing else."""
+    """Imports covidlib.training.loop, and nothing else."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name != "covidlib.session":
+        if name != "covidlib.training.loop":
             return None
         spec = super().find_spec(name, path, target)
         load = spec.loader.exec_module

@@ -80,30 +80,32 @@ def work(channel):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native decoders complain there
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    from covidlib import ct, volumes
+    from covidlib import readers
+    from covidlib.readers import volume
 
     channel.send("ready")
     for path in iter(channel.recv, None):
         before, began = _resident("VmRSS"), time.perf_counter()
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
-        fault, read = _read_all(ct, volumes, path)
+        fault, read = _read_all(readers, volume, path)
         channel.send({"seconds": time.perf_counter() - began, "growth": _resident("VmHWM") - before,
                       "fault": fault, "read": read})
 
 
-def _read_all(ct, volumes, path):
+def _read_all(readers, volume, path):
     """(traceback of what no reader may raise, or None; whether a slice could be read)"""
     read = False
 
     def last():
-        return max(0, ct.count_slices(path) - 1)
+        return max(0, readers.count_slices(path) - 1)
 
-    for call in (lambda: ct.sniff(path), last, lambda: ct.read_slice(path), lambda: ct.read_slice(path, last()),
-                 lambda: ct.read_slice(path, window=None), lambda: ct.read_hu(path),
-                 lambda: [(one.axial, one.spacing) for one in volumes.group_series([path])[0]]):
+    for call in (lambda: readers.sniff(path), last, lambda: readers.read_slice(path),
+                 lambda: readers.read_slice(path, last()),
+                 lambda: readers.read_slice(path, window=None), lambda: readers.read_hu(path),
+                 lambda: [(one.axial, one.spacing) for one in volume.group_series([path])[0]]):
         try:
             read |= isinstance(call(), np.ndarray)
-        except (ct.ReadError, FileNotFoundError):
+        except (readers.ReadError, FileNotFoundError):
             pass
         except BaseException:
             return traceback.format_exc(), read

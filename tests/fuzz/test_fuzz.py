@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import seeds
 
-from covidlib import ct
+from covidlib import readers
 
 
 def test_seeds_are_sound(tmp_path):
     for path in seeds.make(tmp_path):
-        assert ct.read_slice(path, ct.count_slices(path) - 1).shape == (seeds.SIDE, seeds.SIDE)
-    assert (ct.read_hu(tmp_path / "lossless.dcm") == ct.read_hu(tmp_path / "explicit.dcm")).all()
+        assert readers.read_slice(path, readers.count_slices(path) - 1).shape == (seeds.SIDE, seeds.SIDE)
+    assert (readers.read_hu(tmp_path / "lossless.dcm") == readers.read_hu(tmp_path / "explicit.dcm")).all()
 
 
 def test_damage_comes_again_from_the_same_seed():

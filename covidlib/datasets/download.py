@@ -1,0 +1,190 @@
+"""Fetch a public set where that needs no login: `python -m covidlib.datasets.download ucsd-covid-ct /where/to`.
+
+Nothing appears in the folder before all of it has come, been checked and been unpacked. What an interrupted download
+left lies beside it, and the next call goes on from there.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from covidlib.datasets import splits
+from covidlib.datasets.remote import BY_HAND, SETS
+from covidlib.utils.files import sha256
+
+TIMEOUT = 60  # seconds without a byte
+MAX_FILES = 200_000
+_CHUNK = 1 << 16
+pooch.get_logger().setLevel("WARNING")
+
+
+class FetchError(RuntimeError):
+    """A set that could not be fetched: what was wrong, and what to do."""
+
+
+def fetch(dataset, data_root):
+    """Fetch `dataset` into the new or empty folder `data_root`; a list of sentences on what was and was not checked.
+
+    FetchError where a login or a licence stands in between (it says what to get, where, and where to put it), where
+    the server is away or broke off, and where a file is not what it should be. `data_root` is then as it was.
+    """
+    root = Path(data_root).absolute()
+    if dataset in BY_HAND:
+        raise FetchError(f"{dataset} is not fetched by this program. {BY_HAND[dataset].format(root=root)}")
+    if dataset not in SETS:
+        raise FetchError(f"dataset must be one of {', '.join([*SETS, *BY_HAND])}. Received: dataset={dataset!r}")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FetchError(f"{root} holds something already. Give a new or an empty folder.")
+    known, work = SETS[dataset], root.parent / f".{root.name}.download"
+    work.mkdir(parents=True, exist_ok=True)
+    files = {remote: Path(_retrieve(remote, work, known.source)) for remote in known.files}
+    try:
+        top, notes = _assemble(dataset, known, files, work / "unpacked")
+    except FetchError:
+        for remote, file in files.items():
+            if remote.known_hash is None:  # it may be the culprit: the next call gets it anew
+                file.unlink(missing_ok=True)
+        raise
+    if root.exists():
+        root.rmdir()
+    os.replace(top, root)
+    shutil.rmtree(work)
+    return [known.licence, *notes]
+
+
+def _assemble(dataset, known, files, staging):
+    """(folder that holds the set, notes)."""
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for remote, file in files.items():
+        if remote.packed:
+            _unpack(remote.url, file, staging / remote.into, known.gigabytes * 1e9)
+    top = _lift(staging)
+    for remote, file in files.items():
+        if not remote.packed:
+            (top / remote.into).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, top / remote.into)
+    if known.hashed:
+        return top, _check_images(dataset, top)
+    return top, [f"{remote.url} was not checked: no checksum of it is known." for remote in files
+                 if remote.known_hash is None]
+
+
+class Resume:
+    """A downloader for pooch that keeps what it has in `part` and asks the server for the rest only."""
+
+    def __init__(self, part):
+        self.part = Path(part)
+
+    def __call__(self, url, output_file, _):
+        have = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+        with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as response:
+            if response.status_code == 416:  # nothing is left to send, or the file has become another
+                total = response.headers.get("Content-Range", "").rpartition("/")[2]
+                if total != str(have):
+                    self.part.unlink()
+                    return self(url, output_file, _)
+            else:
+                response.raise_for_status()
+                self._append(response, have if response.status_code == 206 else 0)
+        os.replace(self.part, output_file)
+
+    def _append(self, response, have):
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.part.stem, disable=None)
+        with bar, open(self.part, "ab" if have else "wb") as file:
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if total is not None and self.part.stat().st_size != total:
+            raise requests.ConnectionError(f"{self.part.stat().st_size} of {total} bytes came")
+
+
+def _retrieve(remote, work, source):
+    name = f"{hashlib.sha256(remote.url.encode()).hexdigest()[:8]}-{PurePosixPath(remote.url).name}"
+    try:
+        return pooch.retrieve(remote.url, remote.known_hash, name, work, downloader=Resume(work / f"{name}.part"))
+    except requests.RequestException as error:
+        raise FetchError(f"{remote.url} could not be fetched ({error}). Check the connection and run this again: it "
+                         f"goes on where it broke off. If the address is gone, see {source}.") from error
+    except ValueError as error:
+        raise FetchError(f"{remote.url} is not the file that is expected (its checksum differs). Run this again; if it "
+                         f"differs again, the set was changed: see {source}.") from error
+
+
+def _unpack(url, archive, folder, limit):
+    """Unpack into `folder`; FetchError for a damaged archive, one too large, and a member that would lie elsewhere."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.infolist() if not member.is_dir()]
+            size = sum(member.file_size for member in members)
+            if len(members) > MAX_FILES or size > limit:
+                raise FetchError(f"{url} would unpack to {len(members)} files of {size / 1e9:.1f} GB. At most "
+                                 f"{MAX_FILES} files and {limit / 1e9:g} GB are expected: the set was changed.")
+            outside = [member.filename for member in members if _leads_out(member)]
+            if outside:
+                raise FetchError(f"{url} holds files that would lie elsewhere: {outside[0]!r}. Nothing of it is used.")
+            folder.mkdir(parents=True, exist_ok=True)
+            if size > shutil.disk_usage(folder).free:
+                raise FetchError(f"{url} needs {size / 1e9:.1f} GB in {folder.parent}. Make room and run this again.")
+            for member in members:
+                file.extract(member, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, FetchError):
+            raise
+        raise FetchError(f"{url} is no sound zip archive ({error}). Run this again to get it anew.") from error
+
+
+def _leads_out(member):
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    is_link = stat.S_ISLNK(member.external_attr >> 16)
+    return is_link or name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1])
+
+
+def _lift(folder):
+    """The first folder, from `folder` down, that does not merely wrap another."""
+    inner = list(folder.iterdir())
+    return _lift(inner[0]) if len(inner) == 1 and inner[0].is_dir() else folder
+
+
+def _check_images(dataset, top):
+    """FetchError unless the unpacked images are, byte for byte, those of the shipped list."""
+    expected = set(splits.shipped(dataset).sha256)
+    files = [path for path in sorted(top.rglob("*")) if path.is_file() and path.suffix != ".txt"]
+    got = {sha256(path)[: splits.DIGITS]: path for path in files}
+    missing, strange = expected - set(got), sorted(set(got) - expected)
+    if missing:
+        raise FetchError(f"{len(missing)} of the {len(expected)} images of {dataset} did not come, or not as they were"
+                         f"{f' ({got[strange[0]].name} is another)' if strange else ''}: the set was changed.")
+    for digest in strange:
+        got[digest].unlink()
+    return [f"All {len(expected)} images are, byte for byte, those that this project was measured on.",
+            *([f"{len(strange)} other files in the archives were left out."] if strange else [])]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser("python -m covidlib.datasets.download", description="Fetch a public data set.")
+    parser.add_argument("dataset", help=", ".join(SETS))
+    parser.add_argument("data_root", help="a new or empty folder")
+    options = parser.parse_args(arguments)
+    try:
+        notes = fetch(options.dataset, options.data_root)
+    except FetchError as error:
+        sys.exit(str(error))
+    print("\n".join([f"{options.dataset} lies in {options.data_root}.", *notes]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""DICOM CT slices (https://dicom.nema.org/medical/dicom/current/output/html/part03.html), one or many frames a file."""
+
+import math
+import zlib
+
+import numpy as np
+import pydicom
+from pydicom.encaps import get_frame
+from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.multival import MultiValue
+from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.pixels.utils import get_j2k_parameters
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
+)
+from scipy import ndimage
+
+from covidlib.readers.errors import AGAIN, MAX_BYTES, Companion, NotASlice, ReadError, check_index, check_size, held
+from covidlib.readers.jpeg import check_scans, stated_size
+from covidlib.readers.raster import grey_of_colours
+from covidlib.readers.values import FEW, LUNG, REACH, Decoded, assess_hu, fill_padding
+
+MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
+SAME_PLACE = 0.01  # mm
+PIXELS = "PixelData", "FloatPixelData", "DoubleFloatPixelData"
+_TAG = b"\xe0\x7f\x10\x00"  # of PixelData
+_NO_SLICE = {"LOCALIZER": "a localiser", "SCOUT": "a localiser", "TOPOGRAM": "a localiser",
+             "SCREEN SAVE": "a screenshot"}
+_COMPANIONS = {"PR": "a presentation state", "SR": "a report", "KO": "a selection of key images", "DOC": "a document",
+               "RTSTRUCT": "contours", "RTPLAN": "a plan", "RTRECORD": "a record of treatment", "REG": "a registration",
+               "FID": "fiducials", "RWV": "a table of values", "AU": "a recording", "PLAN": "a plan"}
+_NO_IMAGE = "PresentationState", "MediaStorageDirectory", "RawData", "SRStorage", "KeyObject", "Encapsulated"
+_PAGES = "patient protocol", "exam protocol", "protocol page", "dose report", "dose info", "dose summary"
+
+
+def is_bare(path):
+    """Whether a file without the DICM mark is a DICOM image all the same."""
+    try:
+        found = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        return "Rows" in found and "Columns" in found
+    except Exception:
+        return False
+
+
+def header(path, tags=None):
+    """Dataset without its pixels, of all or of the `tags` (keywords) alone."""
+    return _dataset(path, stop_before_pixels=True, specific_tags=tags)
+
+
+def slice_order(path):
+    """Indices of the file's frames in the order of `order`."""
+    return order(header(path), path)
+
+
+def read(path, slice_index):
+    """Decoded values of a frame: float32 in HU, or stored grey values where they cannot be HU, with a remark why.
+
+    Axial slices are turned so that anterior is on top and the patient's right on the left.
+    """
+    found = held(_dataset, path)
+    check_slice(found, path)
+    if not any(name in found for name in PIXELS):
+        if _TAG in path.read_bytes():  # pydicom leaves out compressed pixels whose end is missing
+            raise ReadError(path, "is truncated (its pixels have no end)", AGAIN)
+        raise ReadError(path, "holds no pixel data", "Export the image itself, not its header")
+    index = check_index(path, slice_index, _frames(found, path))
+    decoded = _values(found, path, index)
+    return _upright_decoded(found, index, decoded)
+
+
+def read_mask(path, slice_index):
+    """Decoded bool values of a frame: where its stored values are above 0, whatever rescale tags it has from a CT."""
+    found = held(_dataset, path)
+    index = check_index(path, slice_index, _frames(found, path))
+    stored, readings = _stored(found, path, index)
+    return _upright_decoded(found, index, Decoded(_interpret(stored, *readings[0]) > 0))
+
+
+def _upright_decoded(found, index, decoded):
+    """Turned as seen by a radiologist where it is axial, with its spacing; with a remark where it is not axial."""
+    found_place = place(found, index)
+    spacing = pixel_spacing(found, index) or _pair(found.get("PixelAspectRatio"))  # for their shape alone
+    if found_place and not is_axial(found_place[1]):
+        return decoded._replace(spacing=spacing, remark=decoded.remark or "it is not an axial slice")
+    if not found_place:
+        return decoded._replace(spacing=spacing)
+    axes = found_place[1]
+    if spacing and abs(axes[1]) > abs(axes[0]):
+        spacing = spacing[::-1]
+    padding = None if decoded.padding is None else upright(decoded.padding, axes)
+    return decoded._replace(values=upright(decoded.values, axes), padding=padding, spacing=spacing)
+
+
+def order(found, path):
+    """Indices of the frames from the feet up; as stored where they do not say their places.
+
+    ReadError where several lie at one place: phases of a heart, or several stacks, which are not one scan.
+    """
+    count = _frames(found, path)
+    places = [place(found, index) for index in range(count)] if count > 1 else [None]
+    if any(one is None for one in places) or len({tuple(np.round(axes, 2) + 0.0) for _, axes in places}) > 1:
+        return list(range(count))
+    heights = np.array([origin @ normal(places[0][1]) for origin, _ in places])
+    indices = np.argsort(heights, kind="stable")
+    steps = np.diff(heights[indices])
+    if np.ptp(heights) < SAME_PLACE:
+        return list(range(count))
+    if (steps < SAME_PLACE).any():
+        raise ReadError(path, f"holds {int((steps < SAME_PLACE).sum())} frames at the place of another, as of several "
+                        "phases", "Export each phase as a series of its own")
+    return indices.tolist()
+
+
+def check_slice(found, path):
+    """NotASlice where the header is of another modality, a localiser or a report; ReadError for absurd sizes.
+
+    Companion where the file goes with images without being one.
+    """
+    modality = str(found.get("Modality") or "")
+    storage = UID(str(found.get("SOPClassUID") or "")).keyword
+    if modality in _COMPANIONS or any(word in storage for word in _NO_IMAGE) or found.get("DirectoryRecordSequence"):
+        raise Companion(path, f"is no image ({_COMPANIONS.get(modality) or storage or 'a directory of DICOM files'})",
+                      "Leave it out")
+    is_ct = modality == "CT" if modality else "CT" in storage or "Capture" in storage or not storage
+    if not is_ct:
+        raise NotASlice(path, f"is not a CT slice (modality {modality or storage})", "Leave it out")
+    kinds = {str(kind)[:16].upper() for kind in _listed(found.get("ImageType"))}
+    for kind in sorted(kinds & set(_NO_SLICE)):
+        error = Companion if kind == "SCREEN SAVE" else NotASlice
+        raise error(path, f"is {_NO_SLICE[kind]}, not a slice (ImageType {kind})", "Leave it out")
+    about = str(found.get("SeriesDescription") or "").lower()
+    if any(kind.endswith(" PROT") for kind in kinds) or any(page in about for page in _PAGES):
+        raise Companion(path, "is a page of the scanner's protocol, not a slice", "Leave it out")
+    if found.get("SamplesPerPixel", 1) != 1:
+        raise NotASlice(path, "is a colour picture (a report or a screenshot)", "Leave it out")
+    if "Rows" in found and "Columns" in found:
+        check_size(path, int(found.Rows), int(found.Columns), _frames(found, path))
+
+
+def place(found, index=0):
+    """(origin (3,), axes (6,)) of a slice in millimetres in patient coordinates, or None where the header is silent."""
+    origin, axes = (_item(found, group, name, index) for group, name in
+                    (("PlanePositionSequence", "ImagePositionPatient"),
+                     ("PlaneOrientationSequence", "ImageOrientationPatient")))
+    if origin is None or axes is None or len(origin) != 3 or len(axes) != 6:
+        return None
+    origin, axes = np.array(origin, float), np.array(axes, float)
+    flat = np.linalg.norm(np.cross(axes[:3], axes[3:])) < 0.5
+    return None if flat or not (np.isfinite(origin).all() and np.isfinite(axes).all()) else (origin, axes)
+
+
+def pixel_spacing(found, index=0):
+    """(rows, columns) in millimetres, or None."""
+    return _pair(_item(found, "PixelMeasuresSequence", "PixelSpacing", index))
+
+
+def _pair(values):
+    """Two numbers above 0, or None where they are absent or no such."""
+    try:
+        pair = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        return None
+    return pair if len(pair) == 2 and min(pair) > 0 and all(map(math.isfinite, pair)) else None
+
+
+def tilt(found):
+    """Degrees by which the gantry was tilted, as the header says; 0 where it is silent."""
+    try:
+        return abs(float(found.get("GantryDetectorTilt") or 0))
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def normal(axes):
+    """The slices' normal, along which positions grow: towards the head, or where they are not axial left or back."""
+    found = np.cross(axes[:3], axes[3:])
+    return found * np.sign(found[np.argmax(np.abs(found))])
+
+
+def lacks_rescale(found):
+    """Whether a CT image says nothing by which its pixels become HU."""
+    return _item(found, "PixelValueTransformationSequence", "RescaleIntercept", 0) is None
+
+
+def is_axial(axes):
+    """Whether the slice normal of direction cosines (6,) is nearest to the patient's length."""
+    return int(np.argmax(np.abs(np.cross(axes[:3], axes[3:])))) == 2
+
+
+def upright(values, axes):
+    """An axial slice (H, W) turned to anterior on top and the patient's right on the left; others as they are."""
+    across, down = axes[:3], axes[3:]
+    if not is_axial(axes):
+        return values
+    if abs(across[1]) > abs(across[0]):
+        values, across, down = values.T, down, across
+    values = values[:, ::-1] if across[0] < 0 else values
+    return values[::-1] if down[1] < 0 else values
+
+
+def _dataset(path, **options):
+    if path.stat().st_size > MAX_BYTES and not options:
+        raise ReadError(path, f"is too large (at most {MAX_BYTES >> 20} MiB are read)", "Split it into single slices")
+    with open(path, "rb") as file:
+        read_preamble(file, force=True)
+        if _read_file_meta_info(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            _check_inflated(file, path)
+        file.seek(0)
+        found = pydicom.dcmread(file, force=True, **options)
+    if "TransferSyntaxUID" not in found.file_meta:
+        implicit, little = found.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return found
+
+
+def _check_inflated(file, path):
+    """pydicom inflates without a limit: ReadError beforehand where that would take too much."""
+    stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    data = file.read(2**16)
+    while data and not stream.eof:
+        size += len(stream.decompress(data, 2**20))
+        if size > MAX_BYTES // 2:
+            raise ReadError(path, f"is too large (inflates to more than {MAX_BYTES >> 21} MiB)", "Leave it out")
+        data = stream.unconsumed_tail or file.read(2**16)
+
+
+def _frames(found, path):
+    frames = int(found.get("NumberOfFrames") or 1)
+    check_size(path, 1, 1, frames)
+    return frames
+
+
+def _stored(found, path, index):
+    """(stored values (H, W), [(signed, bits), ...]): how they may be meant.
+
+    First as the header says, then as the compressed stream says, then with the other sign.
+    """
+    syntax = found.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+        missing = None if decoder.is_available else "; ".join(decoder.missing_dependencies)
+    except NotImplementedError:
+        missing = "no CT is stored so"
+    if missing is not None:
+        raise ReadError(path, f"is compressed as {syntax.name} ({syntax}), which is not read here ({missing})",
+                        "Decompress it first, for instance with gdcmconv --raw or dcmdjpeg")
+    for name in ("BitsAllocated", "BitsStored", "PixelRepresentation", "Rows", "Columns", "PhotometricInterpretation"):
+        if found.get(name) is None and (name not in ("BitsStored", "PixelRepresentation") or "PixelData" in found):
+            raise ReadError(path, f"lacks {name}, without which its pixels cannot be read", "Export it again")
+    if found.BitsAllocated % 8:
+        raise ReadError(path, f"is sound, but pixels of {found.BitsAllocated} bits are not read here",
+                        "Save it with 16 bits a pixel")
+    options, stream = {}, None
+    if syntax.is_encapsulated:
+        frame = get_frame(found.PixelData, index, number_of_frames=_frames(found, path))
+        check_scans(frame, path)
+        if syntax == RLELossless and len(frame) > MAX_RLE:
+            raise ReadError(path, f"is too large ({len(frame)} bytes of runs in a frame)", "Decompress it first")
+        stated = stated_size(frame)
+        if stated and stated != (found.Rows, found.Columns):
+            raise ReadError(path, f"is damaged (its compressed image is {stated[1]}x{stated[0]} pixels, in its header "
+                            f"{found.Columns}x{found.Rows})", AGAIN)
+        if syntax in JPEG2000TransferSyntaxes:
+            told = get_j2k_parameters(frame)
+            stream = bool(told["is_signed"]), int(told["precision"])
+            options = {"pixel_representation": int(stream[0])}
+        elif syntax in JPEGLSTransferSyntaxes:
+            options = {"apply_jls_sign_correction": False}
+    else:
+        options = {"view_only": True}
+    stored, _ = decoder.as_array(found, index=index, raw=True, correct_unused_bits=False, **options)
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if stored.dtype.kind == "f":
+        return stored, [(True, 32)]
+    width = 8 * stored.dtype.itemsize
+    signed, bits = bool(found.PixelRepresentation), min(int(found.BitsStored), width)
+    shift = int(found.get("HighBit") or 0) + 1 - bits
+    if 0 < shift <= width - bits and not (stored & ((1 << shift) - 1)).any():  # stored at the upper end of their word
+        stored = stored >> shift
+    readings = [(signed, bits), *([stream] if stream else []), (not signed, width)]
+    return stored, list(dict.fromkeys(readings))
+
+
+def _interpret(stored, signed, bits):
+    """Integers of which only `bits` count, the highest of them as a sign where they are `signed`."""
+    if stored.dtype.kind == "f":
+        return stored
+    kind = np.dtype(f"{'i' if signed else 'u'}{stored.dtype.itemsize}")
+    unused = 8 * kind.itemsize - bits
+    meant = np.ascontiguousarray(stored).view(kind)
+    if not signed or not unused:
+        return meant & kind.type(2**bits - 1) if unused else meant
+    return (meant << unused) >> unused
+
+
+def _values(found, path, index):
+    """The values.Decoded of a frame, as it is stored."""
+    slope, intercept, kind = (_item(found, "PixelValueTransformationSequence", name, index)
+                              for name in ("RescaleSlope", "RescaleIntercept", "RescaleType"))
+    scale = _number(1 if slope is None else slope), _number(intercept or 0)
+    if not (all(map(math.isfinite, scale)) and scale[0]):
+        raise ReadError(path, f"has senseless rescale tags (slope {scale[0]}, intercept {scale[1]})",
+                        "Mend them, or export it again")
+    stored, readings = _stored(found, path, index)
+    integers = _interpret(stored, *readings[0])
+    if found.PhotometricInterpretation == "PALETTE COLOR":
+        return Decoded(grey_of_colours(path, apply_color_lut(integers, found)), remark="it has a palette of colours")
+    kind = str(kind or "").strip().upper()
+    remark = (f"by its RescaleType its values are {kind}" if kind not in ("", "HU", "US") else
+              "its values go through a table of their own" if found.get("ModalityLUTSequence") else "")
+    if not remark:
+        stated = intercept is not None and kind != "US"
+        for reading in readings:
+            decoded = _as_hu(found, stored, reading, scale, stated and reading == readings[0])
+            if decoded.is_hu:
+                if reading != readings[0]:
+                    said = f"{'signed' if reading[0] else 'unsigned'} numbers of {reading[1]} bits"
+                    decoded = decoded._replace(remark=f"its header says otherwise, but only as {said} are they HU")
+                return decoded
+            remark = remark or decoded.remark
+        remark = remark if intercept is not None else f"it has no rescale tags, and {remark}"
+    padding = _padding(found, stored, integers, *scale)
+    if found.PhotometricInterpretation == "MONOCHROME1":
+        integers = sum(_range(integers, *readings[0])) - integers.astype(np.float64)
+    kind = np.uint8 if readings[0] == (False, 8) else np.float32
+    return Decoded(integers.astype(kind), padding=padding, remark=remark)
+
+
+def _as_hu(found, stored, reading, scale, stated):
+    """Decoded values in HU, stored in this `reading` (signed, bits); not is_hu, with the reason, where they are none.
+
+    `stated`: whether the header says that they are HU. An intercept of zero says little: it is also written for grey.
+    """
+    slope, intercept = scale
+    values = _interpret(stored, *reading)
+    edges = [slope * edge + intercept for edge in _range(values, *reading)]
+    if max(edges) - min(edges) < REACH or min(edges) > LUNG:
+        return Decoded(values, remark=f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}")
+    padding = _padding(found, stored, values, *scale)
+    hu = values.astype(np.float32)
+    if slope != 1:
+        hu *= np.float32(slope)
+    hu += np.float32(intercept)
+    looks, why = assess_hu(hu, padding, may_be_raw=intercept > LUNG)
+    believed = stated and looks is None and (intercept != 0 or _may_be_inside(hu, padding))
+    if not (looks or believed):
+        return Decoded(values, remark=why)
+    doubt = why if intercept == 0 else _cut_off(found, stored, values)
+    return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=doubt)
+
+
+def _may_be_inside(hu, padding):
+    """Whether values could be of the inside of a body: some are fat, and they spread."""
+    seen = hu if padding is None else hu[~padding]
+    low, high = np.percentile(seen, (1, 99)) if seen.size else (0, 0)
+    return seen.size < FEW or (low < -30 and high - low > 100)
+
+
+def _cut_off(found, stored, values):
+    """A remark where bits above those that the header names are set, though no overlay is said to lie there."""
+    signs = values.astype(stored.dtype) if stored.dtype.kind != "f" else stored
+    if (signs == stored).all() or any(element.tag.group & 0xFF01 == 0x6000 for element in found):
+        return ""
+    return f"bits above the {found.BitsStored} that its header names are set, and were cut off"
+
+
+def _range(values, signed, bits):
+    """The least and the greatest value that can be stored."""
+    if values.dtype.kind == "f":
+        return float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def _number(value):
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _item(found, group, name, index):
+    """Value of an attribute, which enhanced files keep per frame or shared by all, or None."""
+    for groups, number in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        frames = found.get(groups) or []
+        for item in (frames[number].get(group) or [])[:1] if number < len(frames) else []:
+            if item.get(name) is not None:
+                return item[name].value
+    return found.get(name)
+
+
+def _padding(found, stored, values, slope, scale):
+    """bool (H, W): pixels outside the scanned circle, by PixelPaddingValue and its range limit; None without them.
+
+    Where the tags would take HU of a body, only what is joined to the edge counts, and nothing where all of it is.
+    """
+    value, limit = found.get("PixelPaddingValue"), found.get("PixelPaddingRangeLimit")
+    if value is None:
+        return None
+    outside, inner = np.zeros(values.shape, bool), False
+    for kind in {values.dtype, stored.dtype}:
+        # the tag may be read unsigned where pixels are signed: wrap it as the pixels are
+        edges = np.array([value, value if limit is None else limit], np.int64).astype(kind)
+        for pixels in (values, stored.view(kind)):  # whether or not it was cut to the bits that count
+            outside |= (pixels >= edges.min()) & (pixels <= edges.max())
+        inner |= LUNG - 400 < float(edges.max()) * slope + scale < 3000
+    if outside.all() or not outside.any():
+        return None
+    if inner:
+        joined = ndimage.binary_propagation(_ring(outside.shape) & outside, mask=outside)
+        outside &= joined
+    return outside
+
+
+def _ring(shape):
+    ring = np.ones(shape, bool)
+    ring[1:-1, 1:-1] = False
+    return ring
+
+
+def _windows(found):
+    """The file's own windows, [(centre, width)], without those that are no numbers."""
+    pairs = zip(map(_number, _listed(found.get("WindowCenter"))), map(_number, _listed(found.get("WindowWidth"))),
+                strict=False)
+    return [(centre, width) for centre, width in pairs if math.isfinite(centre) and math.isfinite(width) and width > 0]
+
+
+def _listed(value):
+    """The values of an element that may hold none, one or many."""
+    return [] if value in (None, "") else list(value) if isinstance(value, MultiValue) else [value]

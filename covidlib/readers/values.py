@@ -1,0 +1,188 @@
+"""What decoded values are, the same for every format: padding, Hounsfield units or grey, and the grey picture.
+
+A header that states Hounsfield units (HU) is believed unless its values contradict it. Where it only leaves them
+possible, they are HU if they look like a CT of a body: air or lung far below -500, soft tissue near 40.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from covidlib.readers.errors import MAX_PIXELS
+
+AIR = -1024.0
+VACUUM, METAL = -1150, 5000  # HU beyond which nothing is measured but noise and the largest implants
+UNHEARD_OF = 31000  # the largest that scanners store of metal is less
+LUNG, BONE = -500, 600
+REACH = 1000.0  # HU between the least and the greatest value that a CT has to be able to hold
+FEW = 64  # values that say nothing
+_SAMPLED = 2**14  # values that are looked at
+_ON_EDGE = 0.2  # of the edge, from which on a value that repeats is no measurement
+
+
+class Decoded(NamedTuple):
+    """Values of one slice as a reader gives them, upright, (H, W).
+
+    is_hu: whether they are HU; padding: bool (H, W) of what was not measured, or None; spacing: millimetres between
+    rows and columns, or None; windows: [(centre, width)] of the file; remark: what is doubtful of it, "" for nothing.
+    """
+
+    values: np.ndarray
+    is_hu: bool = False
+    padding: np.ndarray | None = None
+    spacing: tuple[float, float] | None = None
+    windows: list = []
+    remark: str = ""
+
+
+def assess_hu(values, padding=None, may_be_raw=True):
+    """(True, False or None, reason): whether values (..., H, W) look like HU, contradict it, or say too little.
+
+    `padding`: bool of the same shape, not looked at; neither is what is not finite or fills the edge with one value.
+    `may_be_raw`: whether 1024 may have been added to them; where there is no air it may in any case.
+    """
+    level = edge_level(values)
+    step = max(1, round((values.size / _SAMPLED) ** (1 / values.ndim)))
+    part = (slice(None, None, step),) * values.ndim
+    seen = np.asarray(values[part], np.float32)
+    kept = np.isfinite(seen)
+    if padding is not None:
+        kept &= ~padding[part]
+    if level is not None:
+        kept &= seen != level
+    seen, surrounded = seen[kept], level is not None and VACUUM < level < -900
+    if len(seen) < FEW:
+        return True if surrounded else None, ""
+    why = _contradiction(seen, may_be_raw or not surrounded and not (seen < LUNG).mean() > 0.005)
+    if why:
+        return False, why
+    if _looks_like_a_body(seen, surrounded) or _looks_like_air_or_lung(seen):
+        return True, ""
+    return None, "they do not spread as those of a body in air do"
+
+
+def _contradiction(seen, may_be_raw):
+    """Why values (N,) cannot be HU, "" where they can; `may_be_raw`: whether bone throughout is a reason."""
+    below, above = (seen < VACUUM).mean(), (seen > METAL).mean()
+    if max(below, above) > 0.05:
+        where = f"below {VACUUM}" if below > above else f"above {METAL}"
+        return f"{max(below, above):.0%} of its values lie {where}, where no body has any"
+    air, dense = (seen < LUNG).mean(), (seen > BONE).mean()
+    if may_be_raw and dense > 0.25 * max(1 - air, 0.04):
+        return f"{dense / (1 - air):.0%} of its values but air lie above {BONE}, as if 1024 had been added"
+    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2 and (seen < -960).mean() > 0.05:
+        return f"none of its values is denser than lung ({seen.min():.0f} to {seen.max():.0f})"
+    return ""
+
+
+def _looks_like_a_body(seen, surrounded):
+    """Whether there is soft tissue, air or lung, and as much between them as between these two."""
+    tissue = ((seen > -250) & (seen < 350)).mean()
+    is_air = surrounded or (seen < LUNG).mean() > 0.01
+    return is_air and tissue > 0.01 and seen.max() - (-1000 if surrounded else seen.min()) > REACH / 2
+
+
+def _looks_like_air_or_lung(seen):
+    middle = np.median(seen)
+    return -1100 < middle < -900 or (-1100 < middle < -600 and (seen > LUNG).mean() < 0.05)
+
+
+def edge_level(values):
+    """The one value that fills much of the edge of (..., H, W), or its corners: padding, or air cut off; else None."""
+    edge = np.concatenate([values[..., 0, :].ravel(), values[..., -1, :].ravel(),
+                           values[..., :, 0].ravel(), values[..., :, -1].ravel()])
+    edge = edge[np.isfinite(edge)]
+    if not len(edge):
+        return None
+    levels, counts = np.unique(edge, return_counts=True)
+    most = counts.argmax()
+    if counts[most] > _ON_EDGE * len(edge):
+        return float(levels[most])
+    corners, counts = np.unique([values[..., row, column] for row in (0, -1) for column in (0, -1)], return_counts=True)
+    level = float(corners[counts.argmax()])
+    return level if counts.max() > 0.7 * counts.sum() and np.isfinite(level) else None
+
+
+def fill_padding(values, padding=None):
+    """float32 (H, W) of HU in which all that was not measured, and all below air, is AIR."""
+    values = np.asarray(values, np.float32)
+    level = edge_level(values)
+    dense = level is not None and level > BONE / 2  # no edge of a slice is bone throughout
+    if padding is not None or dense or not values.max() < UNHEARD_OF:  # also where it is no number
+        outside = ~(np.isfinite(values) & (values < UNHEARD_OF))
+        if padding is not None:
+            outside |= padding
+        if dense:
+            outside |= values == level
+        values = np.where(outside, np.float32(AIR), values)
+    return np.maximum(values, np.float32(AIR))
+
+
+def to_bytes(values, padding=None):
+    """uint8 of grey values (H, W, ...): those of more than 8 bits scaled by the range of what was measured.
+
+    That range is 0.1 to 99.9 % of the values, without `padding`, what is not finite, and a value that fills the edge of
+    the picture and lies far from all others. What was not measured becomes black.
+    """
+    if values.dtype == np.uint8:
+        return values if padding is None or padding.all() else np.where(padding, np.uint8(0), values)
+    values = values.astype(np.float64)
+    outside = ~np.isfinite(values)
+    if padding is not None and not padding.all():
+        outside |= padding
+    if values.ndim == 2:
+        outside |= _detached(values, outside)
+    seen = values[~outside]
+    if not len(seen):
+        return np.zeros(values.shape, np.uint8)
+    low, high = np.percentile(_without_marks(seen), (0.1, 99.9))
+    if high <= low:  # nearly constant: what little there is must not vanish
+        low, high = seen.min(), max(seen.max(), seen.min() + 1)
+    scaled = np.rint(np.clip((np.where(outside, low, values) - low) / (high - low), 0, 1) * 255)
+    return scaled.astype(np.uint8)
+
+
+def _without_marks(seen):
+    """Values (N,) without one that is repeated at either end, far from all others: letters burnt into the picture."""
+    for end in (seen.max(), seen.min()):
+        rest = seen[seen != end]
+        if len(rest) > max(FEW, 0.9 * len(seen)):
+            low, high = np.percentile(rest, (0.1, 99.9))
+            if not low - (high - low) <= end <= high + (high - low):
+                seen = rest
+    return seen
+
+
+def _detached(values, outside):
+    """bool (H, W): the value that fills the edge, where a quarter of all others' range lies between it and them."""
+    level = edge_level(np.where(outside, np.nan, values))
+    rest = values[~outside & (values != level)] if level is not None else []
+    if len(rest) < FEW:
+        return np.zeros(values.shape, bool)
+    low, high = np.percentile(rest, (0.1, 99.9))
+    gap = (high - low) / 4
+    return (values == level) & ((level < low - gap) | (level > high + gap))
+
+
+def square_pixels(values, spacing, nearest=False):
+    """(H, W) with pixels as high as they are wide, the closer of the two: float32 or uint8, as given.
+
+    `spacing`: millimetres between rows and columns, None where it is not known. ValueError where the picture would
+    become too large.
+    """
+    if not needs_squaring(spacing):
+        return values
+    fine = min(spacing)
+    height, width = (max(1, round(n * mm / fine)) for n, mm in zip(values.shape, spacing, strict=True))
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"its pixels are {spacing[0]:g} x {spacing[1]:g} mm: resampled to squares they are too many")
+    kind = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    values = values if values.dtype == np.uint8 else np.asarray(values, np.float32)
+    return np.asarray(Image.fromarray(values).resize((width, height), kind))
+
+
+def needs_squaring(spacing):
+    """Whether pixels of this spacing are high or wide by more than a hundredth."""
+    return (spacing is not None and min(spacing) > 0 and np.isfinite(spacing).all()
+            and max(spacing) > 1.01 * min(spacing))

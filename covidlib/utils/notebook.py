@@ -1,0 +1,262 @@
+"""Strict papermill: notebooks run with known parameters of the right type, or not at all.
+
+papermill only warns of a parameter that a notebook does not have, and leaves a half-executed notebook
+at the output path when a cell fails. `execute` refuses the first and hides the second; `strict`
+is the same check inside the notebook, for those who call papermill itself or edit the cell by hand.
+
+    python -m covidlib.utils.notebook notebooks/03_training.ipynb out.ipynb -p epochs 2 -p variant improved
+
+A value is read as its parameter's annotation says, and not guessed at: a text is what was typed, `010` is ten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from covidlib.utils.files import read_text, require_writable
+
+TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def check(given: dict, declared: dict[str, str], notebook: str = "this notebook") -> None:
+    """Compare parameters with a notebook's declaration (name to the annotation's name).
+
+    Raises ValueError naming every unknown parameter, with the nearest known one, and TypeError for
+    a value that is not of the annotated type.
+    """
+    unknown = [name for name in given if name not in declared]
+    if unknown:
+        hints = []
+        for name in unknown:
+            near = difflib.get_close_matches(name, declared, n=1)
+            hints.append(f"{name}={given[name]!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+        raise ValueError(f"{notebook} has no parameter {', '.join(hints)}. Its parameters: {', '.join(declared)}.")
+    for name, value in given.items():
+        wanted = TYPES.get(declared[name], object)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted not in (bool, object)):
+            raise TypeError(f"{name} must be of type {declared[name]}. Received: {name}={value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number. Received: {name}={value!r}")
+
+
+def parse(text: str, kind: str):
+    """The value of type `kind` (an annotation's name) that `text` spells; `text` itself where it spells none.
+
+    The entries of a list are JSON, or else texts: [27, 6, 27], ["a, b", "c"], [resnet50, no].
+    """
+    try:
+        if kind in ("int", "float"):
+            return {"int": int, "float": float}[kind](text)
+        if kind == "bool":
+            return _WORDS[text.strip().lower()]
+        if kind == "list":
+            return _entries(text.strip())
+    except (KeyError, ValueError):
+        pass
+    return text
+
+
+def _entries(text):
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            pass
+    entries = [entry.strip() for entry in text[1:-1].split(",")]
+    if not re.fullmatch(r"\[[^\[\]{}\"']*\]", text) or not all(entries):
+        raise ValueError(text)
+    return [_entry(entry) for entry in entries]
+
+
+def _entry(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def read_file(path, declared: dict[str, str]) -> dict:
+    """Parameters of a YAML or JSON file: none of an empty one; plain values are read as in `parse`.
+
+    ValueError for a file that is no mapping of names to values, or names one twice.
+    """
+    import yaml
+
+    text = read_text(path)
+    try:  # YAML's parser takes most of JSON, not its pairs of surrogates
+        pairs = json.loads(text, object_pairs_hook=tuple)
+        if isinstance(pairs, tuple):
+            _refuse_twice(path, [name for name, _ in pairs])
+            return {name: parse(value, declared.get(name, "")) if isinstance(value, str) else value
+                    for name, value in pairs}
+    except json.JSONDecodeError:
+        pass
+    document = yaml.compose(text)
+    if document is None:
+        return {}
+    if not isinstance(document, yaml.MappingNode):
+        raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: {document.tag}")
+    if not all(isinstance(key, yaml.ScalarNode) for key, _ in document.value):
+        raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: a list as a name")
+    _refuse_twice(path, [key.value for key, _ in document.value])
+    return {key.value: _from_node(node, declared.get(key.value, "str")) for key, node in document.value}
+
+
+def _refuse_twice(where, names):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{where} names a parameter twice. Received: {', '.join(twice)}")
+
+
+def _from_node(node, kind):
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        plain = node.style is None
+        if plain and node.value.lower() in ("null", "~"):
+            return None
+        return parse(node.value, kind) if plain or kind in ("int", "float", "bool") else node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_from_node(one, "list") if not isinstance(one, yaml.ScalarNode)
+                else one.value if one.style else _entry(one.value) for one in node.value]
+    return {key.value: _from_node(value, "str") for key, value in node.value}
+
+
+def strict(scope: dict) -> dict:
+    """Check a notebook's own parameters; call it as `parameters = strict(globals())`.
+
+    The annotated names of the parameters cell are the declaration. Names that papermill injected
+    without being declared, and values of another type, raise as in `check`. Returns the parameters.
+    """
+    declared = {name: getattr(kind, "__name__", str(kind)) for name, kind in scope["__annotations__"].items()}
+    injected = {}
+    for source in scope.get("In", []):
+        if source.startswith("# Parameters\n"):
+            names = [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign)
+                     for target in node.targets]
+            injected = {name: scope[name] for name in names}
+    check(injected, declared)
+    parameters = {name: scope[name] for name in declared}
+    check(parameters, declared)
+    return parameters
+
+
+def declaration(notebook) -> dict[str, str]:
+    """Names of a notebook's parameters and of their annotations. Raises FileNotFoundError."""
+    import papermill
+
+    if not Path(notebook).is_file():
+        raise FileNotFoundError(f"no notebook at {notebook}. Run from the repository's root.")
+    return {name: entry["inferred_type_name"].split(".")[-1]
+            for name, entry in papermill.inspect_notebook(str(notebook)).items()}
+
+
+def execute(notebook, output, parameters: dict) -> Path:
+    """Run `notebook` with `parameters`, its own folder as working directory, and write it to `output`.
+
+    `output` appears only when every cell has run; a failed notebook is kept beside it as
+    `<output stem>.failed.ipynb`. Raises FileNotFoundError, PermissionError, ValueError and TypeError before a
+    kernel is started, papermill.PapermillExecutionError when a cell fails.
+    """
+    import papermill
+
+    notebook, output = Path(notebook), Path(output)
+    declared = declaration(notebook)
+    check(parameters, declared, notebook.name)
+    if output.is_dir():
+        raise ValueError(f"a notebook is written to a file, and this is a folder. Received: output={output}")
+    require_writable(output.parent)
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    failed = output.with_suffix(".failed.ipynb")
+    failed.unlink(missing_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="covidlib-") as sockets:
+            papermill.execute_notebook(
+                str(notebook), str(partial), parameters=parameters, cwd=str(notebook.parent), kernel_name="python3",
+                kernel_manager_class=_kernel_manager(sockets), progress_bar={"desc": output.stem},
+                request_save_on_cell_execute=False)
+    except papermill.PapermillExecutionError:
+        os.replace(partial, failed)
+        raise
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, output)
+    return output
+
+
+def _kernel_manager(sockets):
+    """A manager whose kernels talk over files in `sockets`, where there are such, not over ports they race for."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    if os.name == "nt":
+        return AsyncKernelManager
+
+    class KernelManager(AsyncKernelManager):
+        transport = "ipc"
+        ip = str(Path(sockets, "kernel"))
+
+    return KernelManager
+
+
+def _pairs(arguments):
+    """([(name, value), ...] of every -p, the other arguments): argparse would take -1E-4 for an option."""
+    pairs, others = [], []
+    while arguments:
+        if arguments[0] == "-p" and len(arguments) > 2:
+            pairs.append((arguments[1], arguments[2]))
+            arguments = arguments[3:]
+        else:
+            others.append(arguments[0])
+            arguments = arguments[1:]
+    return pairs, others
+
+
+def main(arguments=None) -> int:
+    """Command line: see the module's docstring."""
+    import yaml
+
+    parser = argparse.ArgumentParser(prog="python -m covidlib.utils.notebook", description=__doc__.split("\n")[0])
+    parser.add_argument("notebook")
+    parser.add_argument("output")
+    parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), help="a parameter; as often as wanted")
+    parser.add_argument("-f", metavar="FILE", help="parameters as YAML or JSON; -p goes before it")
+    given, others = _pairs(sys.argv[1:] if arguments is None else list(arguments))
+    options = parser.parse_args(others)
+    try:
+        _refuse_twice("the command line", [name for name, _ in given])
+        declared = declaration(options.notebook)
+        parameters = read_file(options.f, declared) if options.f else {}
+        parameters |= {name: parse(value, declared.get(name, "")) for name, value in given}
+        print(execute(options.notebook, options.output, parameters))
+    except (FileNotFoundError, IsADirectoryError, PermissionError, ValueError, TypeError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if type(error).__name__ == "DeadKernelError":
+            print(f"error: {Path(options.notebook).name}: its kernel died, as where memory runs out. Free some "
+                  "(JOBS=1, a smaller batch_size); finished steps and epochs are kept, and the same command goes on.",
+                  file=sys.stderr)
+            return 1
+        if type(error).__name__ != "PapermillExecutionError":
+            raise
+        mend = ("Give yourself the right to write there, or take another folder.\n"
+                if re.match(r"\[Errno (1|13|30)\]", error.evalue) else "")
+        print(f"error: {Path(options.notebook).name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{mend}"
+              f"The notebook as far as it got: {Path(options.output).with_suffix('.failed.ipynb')}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
