@@ -91,7 +91,7 @@ def network(size):
 def epoch(what, count, folder):
     """Seconds of one epoch over `count` slices, only read or trained on."""
     from covidlib.preprocessing.augmentation import Augmenter
-    from covidlib.training.batches import Batches, feed
+    from covidlib.training.batches import Batches, to_dataset
 
     size = 96 if what == "input" else 32
     images, labels = cache(folder, count, size), np.eye(3, dtype="float32")[np.arange(count) % 3]
@@ -100,10 +100,10 @@ def epoch(what, count, folder):
         batches = Batches(images, labels, 32, None, seed=0, epoch=0, augmenter=Augmenter("paper", 0))
         if what == "training":
             model = network(size)
-            model.fit(feed(Batches(images, labels, 32, np.arange(64))), verbose=0)
+            model.fit(to_dataset(Batches(images, labels, 32, np.arange(64))), verbose=0)
         start = time.perf_counter()
         if what == "training":
-            model.fit(feed(batches), verbose=0)
+            model.fit(to_dataset(batches), verbose=0)
         else:
             for n in range(len(batches)):
                 batches[n]

@@ -48,7 +48,7 @@ def cache(folder):
     yield "decode and harmonise once", time.perf_counter() - start, "s"
     yield "peak memory above imports", peak() - before, "MiB"
     start = time.perf_counter()
-    source, _ = decode.take_in(source, IMAGE_SIZE, folder / "cache2")
+    source, _ = decode.decode_dataset(source, IMAGE_SIZE, folder / "cache2")
     yield "the same with what the audit needs", time.perf_counter() - start, "s"
     start = time.perf_counter()
     decode.load_images(source, IMAGE_SIZE, folder / "cache2")
@@ -103,7 +103,7 @@ def steps(folder):
 
     from covidlib.models import build_classifier
     from covidlib.preprocessing.augmentation import Augmenter
-    from covidlib.training.batches import Batches, feed
+    from covidlib.training.batches import Batches, to_dataset
 
     count, batch = 640, 32
     np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 255, (count, IMAGE_SIZE, IMAGE_SIZE), np.uint8))
@@ -116,10 +116,10 @@ def steps(folder):
     taken = {"real": [], "constant": []}
     for epoch in range(6):
         start = time.perf_counter()
-        model.fit(feed(Batches(images, labels, batch, None, 0, epoch, Augmenter("paper", 0))), verbose=0)
+        model.fit(to_dataset(Batches(images, labels, batch, None, 0, epoch, Augmenter("paper", 0))), verbose=0)
         taken["real"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        model.fit(feed(Constant(x, y, count // batch)), verbose=0)
+        model.fit(to_dataset(Constant(x, y, count // batch)), verbose=0)
         taken["constant"].append(time.perf_counter() - start)
     for name, seconds in taken.items():
         yield f"step with {name} input", 1000 * np.median(seconds[1:]) / (count // batch), "ms"

@@ -116,7 +116,7 @@ def near_duplicates(count, folder):
     yield f"{len(pairs)} pairs"
 
 
-def take_in(count, folder):
+def decode_dataset(count, folder):
     from covidlib import datasets
     from covidlib.audit import shortcuts
     from covidlib.datasets import decode
@@ -133,12 +133,12 @@ def take_in(count, folder):
 
     decode._each = decoded
     yield
-    decode.take_in(source, 32, folder, shortcuts.features)
+    decode.decode_dataset(source, 32, folder, shortcuts.features)
 
 
 PARTS = {"manifest": manifest, "split by patient": split, "split without patients": split_without_patients,
          "sample of the audit without patients": sample_without_patients, "shipped split": shipped_split,
-         "leaks of the manifest": leaks, "take in": take_in, "near-duplicates": near_duplicates}
+         "leaks of the manifest": leaks, "take in": decode_dataset, "near-duplicates": near_duplicates}
 
 
 def measure(what, count):

@@ -16,7 +16,7 @@ GAIN = 100 * (PAPER["accuracy"]["improved"] - PAPER["accuracy"]["resnet50"])
 def draw(tables, found):
     """name -> Figure of everything there is something to draw of; tables: study.tables, found: study.find."""
     summary = tables["summary"]
-    slices = summary[(summary.unit == "slice") & (summary.told != metrics.TOO_FEW)]
+    slices = summary[(summary.unit == "slice") & (summary.evidence_level != metrics.TOO_FEW)]
     drawn = {"accuracy": accuracy(slices, tables["baselines"])}
     if len(tables["differences"]):
         drawn["differences"] = differences(tables["differences"])
@@ -31,7 +31,7 @@ def draw(tables, found):
 def _where(row):
     kinds = row.profile.split("-")[1:]
     own = [", on a GPU" if kind == "gpu" else f", start: {kind}" for kind in kinds]
-    note = f" ({row.told})" if row.told == metrics.MECHANICS else ""
+    note = f" ({row.evidence_level})" if row.evidence_level == metrics.MECHANICS else ""
     trained = f"trained on {row.dataset}" if row.protocol == results.ACROSS else row.dataset
     return f"{trained}{note}, {results.tested(row)}{''.join(own)}"
 
@@ -70,7 +70,7 @@ def _baseline_rows(first, baselines):
     own = baselines[(baselines.dataset == first.tested_on) & (baselines.profile == results.PROFILE)]
     own = own[own.protocol == (protocol if (own.protocol == protocol).any() else shortcuts.CROSS_VALIDATION)]
     own = own[own.baseline.isin(["majority class", "file facts"])
-              | (own.baseline.eq("lungs blacked out") & own.seen.eq(shortcuts.HARMONISED))]
+              | (own.baseline.eq("outside the lungs") & own.seen.eq(shortcuts.CROPPED))]
     orange = sns.color_palette("colorblind")[1]
     return [(f"{row.baseline}", row.accuracy, row.low, row.high, orange) for row in own.itertuples()]
 
@@ -88,14 +88,14 @@ def differences(table):
     axis.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)),
              xlabel=f"points of accuracy more than {rows[0].against}; dashed: the paper's +{GAIN:.1f}")
     axis.set_yticklabels([f"{row.variant} · {_where(row)} (n = {row.n})" for row in rows], fontsize=9)
-    real = [row for row in rows if row.told == metrics.AS_MEASURED]
+    real = [row for row in rows if row.evidence_level == metrics.AS_MEASURED]
     above, below = sum(row.low > 0 for row in real), sum(row.high < 0 for row in real)
     axis.set_title(f"Of {len(real)} differences on real slices {above} lie above zero, {below} below")
     return figure
 
 
 def _main(table):
-    """Rows of the two main networks in a table by Arm: UCSD's folds, else its split, else the first set's; or None."""
+    """Rows of the two main networks: UCSD's folds, else its split, else the first set's; or None."""
     table = table[table.variant.isin([results.BASELINE, "improved"])] if len(table) else table
     for wanted in ((UCSD, results.FOLDS), (UCSD, results.SPLIT), (None, results.SPLIT)):
         part = table[(table.protocol == wanted[1]) & (table.dataset == (wanted[0] or table.dataset))

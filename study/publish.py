@@ -137,7 +137,8 @@ def page(made, rows, findings=""):
         f"[claims.md](claims.md) ({told}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
         "Research software, not for diagnosis.", *([findings] if findings else []),
         "## Is it better than ResNet50?", _markdown(made["differences"], (
-            "dataset", "profile", "protocol", "tested_on", "variant", "told", "seeds", "folds", "n", "difference",
+            "dataset", "profile", "protocol", "tested_on", "variant", "evidence_level", "seeds", "folds", "n",
+            "difference",
             "low", "high", "p_bootstrap", "p_mcnemar", "p_holm", "auc_difference", "p_delong")),
         "![differences](figures/differences.png)",
         "## How good is it?", performance(made), "![accuracy](figures/accuracy.png)",
@@ -146,8 +147,8 @@ def page(made, rows, findings=""):
         "## Can the probabilities be believed?", "![reliability](figures/reliability.png)",
         "## Training", "![curves](figures/curves.png)",
         "## Where it looks", _markdown(made["explanations"], (
-            "dataset", "slices", "variant", "map", "weights", "n", "hit", "hit_low", "hit_high", "chance", "gain",
-            "gain_low", "gain_high", "outside", "outside_low", "outside_high", "even", "likeness")),
+            "dataset", "slices", "variant", "map", "weights", "n", "hit", "hit_low", "hit_high", "chance", "enrichment",
+            "enrichment_low", "enrichment_high", "outside", "outside_low", "outside_high", "expected", "similarity")),
         "## Every run", _markdown(made["runs"], (
             "dataset", "profile", "variant", "seed", "fold", "n", "accuracy", "balanced_accuracy", "ece",
             "train_accuracy", "val_accuracy", "seconds")),
@@ -173,8 +174,8 @@ def performance(made):
         figures_ = ([f"{row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f})",
                      f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})",
                      f"{row.ece:.3f}, {'-' if pd.isna(row.ece_scaled) else f'{row.ece_scaled:.3f}'}"]
-                    if row.told != metrics.TOO_FEW else [metrics.TOO_FEW] * 3)
-        mark = f", {row.told}" if row.told == metrics.MECHANICS else ""
+                    if row.evidence_level != metrics.TOO_FEW else [metrics.TOO_FEW] * 3)
+        mark = f", {row.evidence_level}" if row.evidence_level == metrics.MECHANICS else ""
         lines.append(f"| {row.dataset} ({row.profile}{mark}) | {results.tested(row)} | `{row.variant}` | {row.seeds} | "
                      f"{row.n} {row.unit}s | {' | '.join(figures_)} |")
     return "\n".join(lines)

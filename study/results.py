@@ -3,8 +3,8 @@
     python -m study.results reports/published      # every table anew from the committed predictions
 
 Runs lie in `<folder>/runs/<dataset>/<profile>/<variant>/seed-<k>[-fold-<i>]/`. Those of one variant under one protocol
-are an Arm: the split's test part, the test parts of all folds pooled (each slice once a seed), or all slices of another
-set (`across-<set>.csv` beside the predictions).
+are a ResultGroup: the split's test part, the test parts of all folds pooled (each slice once a seed), or all slices of
+another set (`across-<set>.csv` beside the predictions).
 """
 
 import sys
@@ -40,7 +40,7 @@ TARGETS = (  # set before the runs
 
 
 @dataclass(frozen=True)
-class Arm:
+class ResultGroup:
     """Predictions of one network under one protocol, a table for each seed, rows in the order of KEY.
 
     A table has `label`, `patient`, `fold` (-1: none), p_<class> and q_<class>: the same after temperature scaling on
@@ -74,7 +74,7 @@ class Arm:
         return [table.set_index(KEY).loc[index].reset_index() for table in self.seeds.values()]
 
     def by_patient(self):
-        """The Arm of whole patients, or None where the set names none."""
+        """The ResultGroup of whole patients, or None where the set names none."""
         names = metrics.patient_names(self.on()[0])
         if all(name == "" or name.startswith(GROUP) for name in names):
             return None
@@ -99,7 +99,7 @@ def find(folder):
     return [runs.read_run(path.parent) for path in paths]
 
 
-def arms(found):
+def group_runs(found):
     """The Arms that a list of runs makes, those of one group together and the baseline first.
 
     ValueError if runs of one group differ in their recipe or in the weights that they start from.
@@ -115,8 +115,9 @@ def arms(found):
         for (kind, tested_on), table in parts:
             key = (dataset, profile, kind, tested_on, run.variant, run.classes)
             tables.setdefault(key, {}).setdefault(run.seed, []).append(_scaled(table, run).assign(fold=run.fold))
-    made = [Arm(*key, {seed: _pool(parts) for seed, parts in sorted(seeds.items())}) for key, seeds in tables.items()]
-    return sorted(made, key=lambda arm: (*arm.group, arm.variant != BASELINE, arm.variant))
+    groups = [ResultGroup(*key, {seed: _pool(parts) for seed, parts in sorted(seeds.items())})
+              for key, seeds in tables.items()]
+    return sorted(groups, key=lambda group: (*group.group, group.variant != BASELINE, group.variant))
 
 
 def _check_recipe(run, seen):
@@ -143,9 +144,9 @@ def _scaled(table, run):
     return table.assign(**{f"q_{name}": scaled[:, k] for k, name in enumerate(run.classes)})
 
 
-def level(arm):
-    """`metrics.evidence_level` of an Arm."""
-    return metrics.evidence_level(arm.tested_on, arm.on()[0])
+def evidence_level(group):
+    """`metrics.evidence_level` of a ResultGroup."""
+    return metrics.evidence_level(group.tested_on, group.on()[0])
 
 
 def every_run(found):
@@ -167,24 +168,25 @@ def every_run(found):
     return pd.DataFrame(rows).astype({"fold": "Int64"})
 
 
-def summary(made, conflicts=None):
-    """One row per Arm and unit (slices, whole patients): mean and sd over seeds, 95 % intervals over patients.
+def summary(groups, conflicts=None):
+    """One row per ResultGroup and unit (slices, whole patients): mean and sd over seeds, 95 % intervals over patients.
 
     conflicts: data set -> paths of pictures that it shows under two labels; the last column leaves them out. Nothing
-    but counts is told of an Arm with too few patients.
+    but counts is told of a ResultGroup with too few patients.
     """
     conflicts, rows = conflicts or {}, []
-    for arm in _both_units(made):
-        rows.append(_head(arm) | (_summary(arm, conflicts.get(arm.tested_on, set())) if _may(arm) else {}))
+    for group in _both_units(groups):
+        figures = _summary(group, conflicts.get(group.tested_on, set())) if has_enough_patients(group) else {}
+        rows.append(_head(group) | figures)
     return pd.DataFrame(rows)
 
 
-def _both_units(made):
-    return [one for arm in made for one in (arm, arm.by_patient()) if one is not None]
+def _both_units(groups):
+    return [one for group in groups for one in (group, group.by_patient()) if one is not None]
 
 
-def _may(arm):
-    return level(arm) != TOO_FEW
+def has_enough_patients(group):
+    return evidence_level(group) != TOO_FEW
 
 
 def tested(row):
@@ -203,29 +205,30 @@ def find_conflicts(folder):
     return found
 
 
-def _head(arm):
+def _head(group):
     names = ("dataset", "profile", "protocol", "tested_on")
-    first = arm.on()[0]
-    return dict(zip(names, arm.group, strict=True)) | {
-        "variant": arm.variant, "told": level(arm), "unit": arm.unit, "seeds": len(arm.seeds),
+    first = group.on()[0]
+    return dict(zip(names, group.group, strict=True)) | {
+        "variant": group.variant, "evidence_level": evidence_level(group), "unit": group.unit,
+        "seeds": len(group.seeds),
         "folds": int(first["fold"].max() >= 0) and first["fold"].nunique(), "n": len(first),
         "patients": len(set(metrics.patient_names(first)) - {""})}
 
 
-def _summary(arm, conflicts):
-    tables = arm.on()
+def _summary(group, conflicts):
+    tables = group.on()
     first, patients = tables[0], metrics.patient_names(tables[0])
-    seen = pd.DataFrame([_figures(table, arm.classes) for table in tables])
+    seen = pd.DataFrame([_figures(table, group.classes) for table in tables])
     row = {}
     for name in seen:
         row |= {name: seen[name].mean(), f"{name}_sd": seen[name].std(ddof=1)}
-    row["low"], row["high"] = statistics.proportion_interval(_rate(arm), patients)
+    row["low"], row["high"] = statistics.proportion_interval(_rate(group), patients)
     truth = (first["label"] == POSITIVE).to_numpy()
     row["auc"], row["auc_low"], row["auc_high"] = (
-        statistics.auc_interval(truth, _scores(arm), patients, first["fold"]) if _both_everywhere(first)
+        statistics.auc_interval(truth, _scores(group), patients, first["fold"]) if _both_everywhere(first)
         else (np.nan,) * 3)
     row["average_precision"] = np.mean([_precision(part) for table in tables for _, part in table.groupby("fold")])
-    row["accuracy_without_conflicts"] = _rate(arm)[~first["path"].isin(conflicts).to_numpy()].mean()
+    row["accuracy_without_conflicts"] = _rate(group)[~first["path"].isin(conflicts).to_numpy()].mean()
     return row
 
 
@@ -235,24 +238,24 @@ def _precision(table):
     return average_precision_score(truth, table[f"p_{POSITIVE}"]) if truth.nunique() == 2 else np.nan
 
 
-def curves(made):
-    """ROC, and precision over recall, for POSITIVE of every Arm: long, a row per point, mean over seeds and folds.
+def curves(groups):
+    """ROC, and precision over recall, for POSITIVE of every group: long, a row per point, mean over seeds and folds.
 
     Scores of different trainings are not comparable, so curves are averaged, not slices pooled: sensitivity and
     precision at a hundred and one false positive rates and recalls.
     """
     places, parts = np.linspace(0, 1, 101), []
-    for arm in filter(_may, made):
-        if POSITIVE not in arm.classes or not _both_everywhere(arm.on()[0]):
+    for group in filter(has_enough_patients, groups):
+        if POSITIVE not in group.classes or not _both_everywhere(group.on()[0]):
             continue
         sensitivity, precision = [], []
-        for part in (part for table in arm.on() for _, part in table.groupby("fold")):
+        for part in (part for table in group.on() for _, part in table.groupby("fold")):
             truth, scores = part["label"] == POSITIVE, part[f"p_{POSITIVE}"]
             fpr, tpr, _ = roc_curve(truth, scores)
             own, recall, _ = precision_recall_curve(truth, scores)
             sensitivity.append(np.interp(places, fpr, tpr))
             precision.append(np.interp(places, recall[::-1], np.maximum.accumulate(own)[::-1]))
-        parts.append(pd.DataFrame(_head(arm) | {"place": places, "sensitivity": np.mean(sensitivity, axis=0),
+        parts.append(pd.DataFrame(_head(group) | {"place": places, "sensitivity": np.mean(sensitivity, axis=0),
                                                 "precision": np.mean(precision, axis=0)}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -276,26 +279,26 @@ def _ece_scaled(table, classes, truth):
     return calibration.expected_error(truth, scaled) if np.isfinite(scaled).all() else np.nan
 
 
-def _rate(arm, index=None):
+def _rate(group, index=None):
     """Share of the seeds that are right about each slice."""
-    return np.mean([metrics.correct(table, arm.classes) for table in arm.on(index)], axis=0)
+    return np.mean([metrics.correct(table, group.classes) for table in group.on(index)], axis=0)
 
 
-def _scores(arm, index=None):
-    return np.column_stack([table[f"p_{POSITIVE}"] for table in arm.on(index)])
+def _scores(group, index=None):
+    return np.column_stack([table[f"p_{POSITIVE}"] for table in group.on(index)])
 
 
-def per_class(made):
-    """One row per Arm, unit and class: sensitivity, specificity, what a positive answer is worth; means over seeds."""
+def per_class(groups):
+    """A row per group, unit and class: sensitivity, specificity, what a positive answer is worth; means over seeds."""
     rows = []
-    for arm in filter(_may, _both_units(made)):
-        tables = arm.on()
+    for group in filter(has_enough_patients, _both_units(groups)):
+        tables = group.on()
         first, patients = tables[0], metrics.patient_names(tables[0])
-        called = [metrics.decide(table, arm.classes)[1] for table in tables]
-        for k, name in enumerate(arm.classes):
+        called = [metrics.decide(table, group.classes)[1] for table in tables]
+        for k, name in enumerate(group.classes):
             own = (first["label"] == name).to_numpy()
             rate = np.mean([answers == k for answers in called], axis=0)
-            row = _head(arm) | {"class": name, "of_class": int(own.sum())}
+            row = _head(group) | {"class": name, "of_class": int(own.sum())}
             for measure, values, part in (("sensitivity", rate, own), ("specificity", 1 - rate, ~own)):
                 row[measure] = values[part].mean() if part.any() else np.nan
                 interval = statistics.proportion_interval(values[part], patients[part])
@@ -306,54 +309,55 @@ def per_class(made):
     return pd.DataFrame(rows)
 
 
-def differences(made):
-    """One row per Arm beside BASELINE's of its group: paired, on the slices that both were tested on.
+def differences(groups):
+    """One row per ResultGroup beside BASELINE's of its group: paired, on the slices that both were tested on.
 
     Seeds that both have are used. `p_holm` adjusts the bootstrap's p over the variants of a group.
     """
     rows = []
-    for group in dict.fromkeys(arm.group for arm in made):
-        rivals = {arm.variant: arm for arm in made if arm.group == group and _may(arm)}
+    for same in dict.fromkeys(group.group for group in groups):
+        rivals = {one.variant: one for one in groups if one.group == same and has_enough_patients(one)}
         reference = rivals.pop(BASELINE, None)
-        own = [_difference(arm, reference) for arm in rivals.values() if reference]
+        own = [_difference(group, reference) for group in rivals.values() if reference]
         own = [row for row in own if row]
         for row, p in zip(own, statistics.holm([row["p_bootstrap"] for row in own]), strict=True):
             rows.append(row | {"p_holm": p, "comparisons": len(own)})
     return pd.DataFrame(rows)
 
 
-def _difference(arm, reference):
-    shared = sorted(arm.seeds.keys() & reference.seeds.keys())
-    arm, reference = (replace(one, seeds={seed: one.seeds[seed] for seed in shared}) for one in (arm, reference))
-    index = arm.index.intersection(reference.index).sort_values() if shared else ()
+def _difference(group, reference):
+    shared = sorted(group.seeds.keys() & reference.seeds.keys())
+    group, reference = (replace(one, seeds={seed: one.seeds[seed] for seed in shared}) for one in (group, reference))
+    index = group.index.intersection(reference.index).sort_values() if shared else ()
     if not len(index):
         return None
-    first = arm.on(index)[0]
+    first = group.on(index)[0]
     patients = metrics.patient_names(first)
-    paired = statistics.paired_difference(_rate(arm, index), _rate(reference, index), patients)
-    row = _head(arm) | {"against": reference.variant, "n": len(index), "folds": _head(arm)["folds"]
+    paired = statistics.paired_difference(_rate(group, index), _rate(reference, index), patients)
+    row = _head(group) | {"against": reference.variant, "n": len(index), "folds": _head(group)["folds"]
                         and first["fold"].nunique()} | paired
     if _both_everywhere(first):
         truth = (first["label"] == POSITIVE).to_numpy()
-        areas = statistics.auc_difference(truth, _scores(arm, index), _scores(reference, index), patients,
+        areas = statistics.auc_difference(truth, _scores(group, index), _scores(reference, index), patients,
                                           first["fold"])
         row |= {"auc_difference": areas["difference"], "auc_low": areas["low"], "auc_high": areas["high"],
                 "p_delong": areas["p"]}
     return row
 
 
-def reliability(made):
-    """The reliability diagram of every Arm, seeds pooled, before and after scaling: long, one row per bin."""
+def reliability(groups):
+    """The reliability diagram of every ResultGroup, seeds pooled, before and after scaling: long, one row per bin."""
     parts = []
-    for arm in filter(_may, made):
+    for group in filter(has_enough_patients, groups):
         for kind, letter in (("as trained", "p"), ("scaled", "q")):
-            table = pd.concat(arm.on())
-            names = [f"{letter}_{name}" for name in arm.classes]
+            table = pd.concat(group.on())
+            names = [f"{letter}_{name}" for name in group.classes]
             if table[names].isna().any(axis=None):
                 continue
-            truth = metrics.decide(table, arm.classes)[0]
+            truth = metrics.decide(table, group.classes)[0]
             bins = calibration.reliability(truth, table[names].to_numpy(float))
-            parts.append(pd.DataFrame([_head(arm) | {"probabilities": kind}] * len(bins)).drop(columns="n").join(bins))
+            heads = pd.DataFrame([_head(group) | {"probabilities": kind}] * len(bins))
+            parts.append(heads.drop(columns="n").join(bins))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -369,14 +373,14 @@ def baselines(folder):
 def targets(table, measured):
     """What was wanted beforehand on UCSD's official test part, and whether it was met above the baselines.
 
-    table: `summary`; measured: `baselines`. The bar is the larger of "file facts" and "lungs blacked out" on
+    table: `summary`; measured: `baselines`. The bar is the larger of "file facts" and "outside the lungs" on
     harmonised slices; an accuracy counts only if its whole interval lies above.
     """
     rows = []
     ucsd = table[(table.dataset == "ucsd-covid-ct") & (table.protocol == SPLIT) & (table.profile == PROFILE)
                  & (table.unit == "slice")]
     seen = measured[(measured.dataset == "ucsd-covid-ct") & (measured.profile == PROFILE)]
-    _, bar = shortcuts.bar(seen, shortcuts.OFFICIAL) or (None, np.nan)
+    _, bar = shortcuts.best_shortcut(seen, shortcuts.OFFICIAL) or (None, np.nan)
     for name, variant, measure, wanted in TARGETS:
         for row in ucsd[ucsd.variant == variant].to_dict("records"):
             rows.append({"target": name, "wanted": f">= {wanted}", "measured": row[measure], "low": row["low"],
@@ -419,10 +423,10 @@ def missing(found):
 def tables(folder):
     """All tables of the study, name -> DataFrame, from what lies in `folder`."""
     found = find(folder)
-    made = arms(found)
-    whole, measured = summary(made, find_conflicts(folder)), baselines(folder)
-    return {"runs": every_run(found), "summary": whole, "differences": differences(made),
-            "per_class": per_class(made), "curves": curves(made), "reliability": reliability(made),
+    groups = group_runs(found)
+    whole, measured = summary(groups, find_conflicts(folder)), baselines(folder)
+    return {"runs": every_run(found), "summary": whole, "differences": differences(groups),
+            "per_class": per_class(groups), "curves": curves(groups), "reliability": reliability(groups),
             "baselines": measured, "targets": targets(whole, measured), "explanations": explanations(folder),
             "missing": missing(found)}
 

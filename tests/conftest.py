@@ -117,7 +117,7 @@ def checkout(tmp_path_factory, repository, narrowed):
 
     home, phantoms = root / "runs" / "phantom" / "tiny", root / "data" / "phantom" / "tiny"
     source = datasets.load("phantom", phantoms, [12, 9, 12], seed=0)
-    source, _ = decode.take_in(source, 32, home / "cache")
+    source, _ = decode.decode_dataset(source, 32, home / "cache")
     manifest, _ = splits.assign(source.manifest, 0)
     source = datasets.replace(source, manifest=manifest)
     datasets.save(source, home)

@@ -34,7 +34,7 @@ class Viewer:
 
     def __init__(self, home, phantoms):
         self.home, self.phantoms = Path(home), Path(phantoms)
-        self.scan, self.found, self.asked, self.file_doubts, self._scans = None, {}, [], {}, []
+        self.scan, self.found, self.asked, self.file_warnings, self._scans = None, {}, [], {}, []
         self.series, self._job, self._loading, self._reading = None, None, None, None
         self._filling, self._paint_failed = False, False
         self._painter = Latest(self._paint, self._not_painted)
@@ -252,7 +252,7 @@ class Viewer:
         except (readers.ReadError, OSError) as error:
             self._failed(error)
             return
-        before, self.scan, self.file_doubts = self.scan, scan, {}
+        before, self.scan, self.file_warnings = self.scan, scan, {}
         if before is not None:
             before.forget()
         for control in (self.window, self.centre, self.width):
@@ -290,9 +290,9 @@ class Viewer:
         shown = scan.picture(index, (self.centre.value, self.width.value))
         seen = Seen(scan.picture(index))
         about = f"slice {index + 1} of {len(scan)} of {scan.title}"
-        known = self.file_doubts
+        known = self.file_warnings
         if index not in known:
-            known[index] = scan.doubts(index)
+            known[index] = scan.quality_warnings(index)
         for panel, network in zip(self.panels, [*asked, None, None], strict=False):
             if network is None and (asked or panel is not self.panels[0]):
                 panel.hide()
@@ -313,7 +313,7 @@ class Viewer:
         pictures, kept, problems = {size: [] for size in sizes}, [], []
         pool = ThreadPoolExecutor(provenance.threads())  # finding lungs is most of the work, and SciPy's
         try:
-            for index, seen in enumerate([pool.submit(_see, scan, index, sizes) for index in range(len(scan))]):
+            for index, seen in enumerate([pool.submit(_slice_views, scan, index, sizes) for index in range(len(scan))]):
                 if job.cancelled:
                     self._tell("Cancelled.")
                     return
@@ -392,10 +392,10 @@ class Seen:
     def __init__(self, picture):
         self.picture = picture
         self.body, self.lungs = lungs.segment(picture)
-        self.square = crop.square(picture, self.lungs)
+        self.square = crop.crop_box(picture, self.lungs)
 
     def harmonised(self, size):
-        return crop.harmonise(self.picture, size, self.lungs)[0]
+        return crop.crop_to_lungs(self.picture, size, self.lungs)[0]
 
 
 class Panel:
@@ -415,7 +415,7 @@ class Panel:
         self.clear()
         self.view.layout.display = "none"
 
-    def show(self, index, shown, seen, network, about, file_doubts, overlay, k, opacity):
+    def show(self, index, shown, seen, network, about, file_warnings, overlay, k, opacity):
         """shown: uint8 (H, W), slice `index` in the window chosen; seen: Seen; network: an Answerer, None for none."""
         self.view.layout.display = ""
         self.index, self.name = index, network.variant if network else "alone"
@@ -434,7 +434,7 @@ class Panel:
             told += ", or to the border next to it: it lies outside of what the network sees"
         picture = _blend(shown, seen.square, heat, opacity) if heat is not None else readers.fit_square(shown, SIDE)
         self.picture.show(picture, f"{about}, {told}, {network.variant} answers {network.classes[best]}")
-        self.answer.value = _answer(network, answer, told, [*file_doubts, *quality.of_slice(
+        self.answer.value = _answer(network, answer, told, [*file_warnings, *quality.slice_warnings(
             seen.picture, seen.lungs, seen.body, image, network.typical)])
 
     def _place(self, shown, seen):
@@ -449,11 +449,11 @@ class Panel:
         return place, all(0 <= share <= 1 for share in chosen)
 
 
-def _see(scan, index, sizes):
+def _slice_views(scan, index, sizes):
     """({size: the slice as networks of that size see it}, whether lung was found). Raises ct.ReadError or OSError."""
     picture = scan.picture(index)
     lung = lungs.lung_mask(picture)
-    return {size: crop.harmonise(picture, size, lung)[0] for size in sizes}, bool(lung.any())
+    return {size: crop.crop_to_lungs(picture, size, lung)[0] for size in sizes}, bool(lung.any())
 
 
 def _heat(answer, overlay, k, place, size):
@@ -510,7 +510,7 @@ def _answer(network, answer, told, found):
     how = f"after temperature {network.temperature:.2f}" if network.temperature else "as trained, not calibrated"
     trust = f"Confidence {how}{error}."
     warnings = "".join(f"<li>{html.escape(text)}</li>" for text in found)
-    warned = f'<div class="covidlib-doubts" role="alert"><p>Unlike its training data:</p><ul>{warnings}</ul></div>' \
+    warned = f'<div class="covidlib-warnings" role="alert"><p>Unlike its training data:</p><ul>{warnings}</ul></div>' \
         if found else ""
     unknown = "" if network.typical else "<p>Its training slices are not at hand to compare with.</p>"
     return (f"<h3>{html.escape(network.variant)}</h3><p>{html.escape(told)}</p><table>{rows}</table>"

@@ -11,7 +11,7 @@ def sentence(error):
     """What a reader is told of an exception: never the folder that a file lies in."""
     if isinstance(error, readers.ReadError):
         name = Path(error.path).name
-        return f"{name}: {error.what}. {error.mend}.".replace(str(error.path), name)
+        return f"{name}: {error.reason}. {error.hint}.".replace(str(error.path), name)
     if isinstance(error, OSError) and error.filename:
         return f"{Path(error.filename).name}: {error.strerror}."
     return str(error) or type(error).__name__

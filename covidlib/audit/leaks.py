@@ -15,7 +15,7 @@ from covidlib.audit import shortcuts
 from covidlib.datasets import near_duplicates, scan_or_file
 from covidlib.utils.files import write_atomically
 
-TELLING = 0.7  # an AUC worth a warning where classes are so uneven that accuracy shows nothing
+AUC_WARNING = 0.7  # an AUC worth a warning where classes are so uneven that accuracy shows nothing
 TABLES = ("leaks", "conflicts", "duplicates", "shortcuts")
 _EXAMPLES = 3
 _ACCURACY = ["variant", "accuracy_mean", "accuracy_low", "accuracy_high"]
@@ -33,7 +33,7 @@ class Audit:
 
 
 def audit(source, intake):
-    """Audit of a datasets.Source with its split and of what intake.take_in found in it.
+    """Audit of a datasets.Source with its split and of what intake.decode_dataset found in it.
 
     leaks: kind, across, count, slices, examples - how many patients, documents, files and groups of near-duplicates
     lie in several parts of the split or under several labels. duplicates: pairs of near-duplicates that are not
@@ -87,7 +87,7 @@ def find_leaks(manifest):
     return pd.DataFrame(rows, columns=["kind", "across", "count", "slices", "examples"])
 
 
-def beside(metrics, measured):
+def shortcut_warnings(metrics, measured):
     """Warnings on accuracies that a shortcut explains as well.
 
     metrics: DataFrame of comparison.table on the test part; measured: the audit's table `shortcuts`. A network is told
@@ -145,10 +145,10 @@ def _warn_of_shortcuts(measured):
     warnings = []
     for protocol, table in measured.groupby("protocol", sort=False):
         floor = table.accuracy[table.baseline == "majority class"].max()
-        better = table[(table.low > floor) | (table.auc >= TELLING)].sort_values("auc", ascending=False)
+        better = table[(table.low > floor) | (table.auc >= AUC_WARNING)].sort_values("auc", ascending=False)
         if len(better):
             named = "; ".join(f"{row.baseline}, {row.seen}: {row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}, AUC "
                               f"{row.auc:.2f})" for row in better.itertuples())
             warnings.append(f"Without anatomy ({protocol}), better than the most frequent class ({floor:.1%}) or by an "
-                            f"AUC of {TELLING} and more: {named}. Read every accuracy beside these.")
+                            f"AUC of {AUC_WARNING} and more: {named}. Read every accuracy beside these.")
     return warnings

@@ -20,21 +20,21 @@ from covidlib.datasets import patient_or_file
 from covidlib.evaluation.statistics import proportion_interval
 
 COLUMNS = ["baseline", "seen", "protocol", "accuracy", "low", "high", "auc"]
-WITHOUT_ANATOMY = "file facts", "lungs blacked out"  # an accuracy not above these is no evidence that disease is seen
+WITHOUT_ANATOMY = "file facts", "outside the lungs"  # an accuracy not above these is no evidence that disease is seen
 CROSS_VALIDATION, OFFICIAL = "grouped cross-validation", "official test split"
-FILES, AS_READ, HARMONISED = "files", "as read", "harmonised"
+FILES, AS_READ, CROPPED = "files", "as read", "cropped to the lungs"
 _SIDE, _RING, _BANDS = 32, 3, 12
 _ALONE = 200  # slices that are learned from before other processes would have started
 
 
-def bar(measured, protocol):
+def best_shortcut(measured, protocol):
     """(baseline, accuracy) of the better of WITHOUT_ANATOMY on harmonised slices; None where neither was measured.
 
     measured: the audit's table, of which rows of `protocol` count, or of cross-validation where there are none.
     """
     rows = measured[measured["protocol"] == protocol]
     rows = rows if len(rows) else measured[measured["protocol"] == CROSS_VALIDATION]
-    rows = rows[rows["baseline"].isin(WITHOUT_ANATOMY) & rows["seen"].isin((FILES, HARMONISED))]
+    rows = rows[rows["baseline"].isin(WITHOUT_ANATOMY) & rows["seen"].isin((FILES, CROPPED))]
     if rows.empty:
         return None
     best = rows.loc[rows["accuracy"].idxmax()]
@@ -49,7 +49,7 @@ def features(picture, body, lung, image, seen_lung):
     """
     plain, plain_body, plain_lung = (readers.fit_square(view, len(image))
                                      for view in (picture, np.uint8(body) * 255, np.uint8(lung) * 255))
-    views = {AS_READ: (plain, plain_body > 127, plain_lung > 127), HARMONISED: (image, image > 0, seen_lung)}
+    views = {AS_READ: (plain, plain_body > 127, plain_lung > 127), CROPPED: (image, image > 0, seen_lung)}
     return {f"{view}/{name}": np.asarray(values, np.float32)
             for view, three in views.items() for name, values in _view(*three).items()}
 
@@ -61,7 +61,7 @@ def _view(image, body, lung):
     blacked = _small(np.where(ndimage.binary_dilation(lung, iterations=2), 0, image))
     return {
         "border and background": np.where(outside | ring, blacked, 0).ravel(),
-        "lungs blacked out": blacked.ravel(),
+        "outside the lungs": blacked.ravel(),
         "grey histogram": np.bincount(image.ravel() >> 4, minlength=16) / image.size,
         "sharpness": _spectrum(image),
         "aspect": [np.ptp(np.flatnonzero((image > 8).any(axis))) if image.max() > 8 else 0 for axis in (0, 1)],

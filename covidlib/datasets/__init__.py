@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from covidlib import phantom
 from covidlib.readers import ReadError
 from covidlib.utils.files import read_text, sha256, write_atomically
 
@@ -71,20 +72,20 @@ def load(dataset, data_root=None, slices_per_class=None, seed=0, on_error="raise
     `seed`. `slice_index` is the slice within a volume; for files of one slice it only tells their order. ValueError
     for an unknown set or bad counts, FileNotFoundError where the folder is not such a set. Files that cannot be used
     raise one DataError that lists them all, or with on_error="skip" are left out and kept in `problems`. Files are
-    listed here, and of volumes some slices decoded that tell where lung is; intake.take_in decodes all.
+    listed here, and of volumes some slices decoded that tell where lung is; intake.decode_dataset decodes all.
     """
     if dataset not in NAMES:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)}. Received: dataset={dataset!r}")
     check_on_error(on_error)
-    module = importlib.import_module(f"covidlib.datasets.{dataset.replace('-', '_')}")
     if dataset == "phantom":
         here = Path.cwd()
         project = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
         root = Path(data_root or project / "data" / "phantom")
         classes, notes, problems = ("covid", "viral", "normal"), [], []
-        manifest = module.generate(root, _check_counts(slices_per_class or PHANTOM_SLICES, classes), seed)
+        manifest = phantom.generate(root, _check_counts(slices_per_class or PHANTOM_SLICES, classes), seed)
     else:
         root = _check_root(dataset, data_root)
+        module = importlib.import_module(f"covidlib.datasets.{dataset.replace('-', '_')}")
         manifest, classes, notes, *rest = module.load(root)
         problems = rest[0] if rest else []
     if problems and on_error == "raise":
@@ -113,9 +114,9 @@ def without(source, problems, rows):
 
 
 def problem_table(source):
-    """DataFrame path (seen from the set's folder), what, mend of the files that were left out."""
-    rows = [[_seen_from(source.root, problem.path), problem.what, problem.mend] for problem in source.problems]
-    return pd.DataFrame(rows, columns=["path", "what", "mend"])
+    """DataFrame path (seen from the set's folder), reason, hint of the files that were left out."""
+    rows = [[_seen_from(source.root, problem.path), problem.reason, problem.hint] for problem in source.problems]
+    return pd.DataFrame(rows, columns=["path", "reason", "hint"])
 
 
 def check_on_error(on_error):
@@ -180,7 +181,8 @@ def open_saved(output_dir, data_root=None):
     if not root.is_dir():
         raise FileNotFoundError(f"The images of {description['name']} are not in {root}. "
                                 "Give their folder as data_root.")
-    problems = [ReadError(root / row["path"], row["what"], row["mend"]) for row in description["left_out"]]
+    problems = [ReadError(root / path, reason, hint) for path, reason, hint in
+                (row.values() for row in description["left_out"])]
     return Source(read_manifest(folder / "manifest.csv"), tuple(description["classes"]), root, description["name"],
                   description["notes"], description["official_split"], problems)
 

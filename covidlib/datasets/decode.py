@@ -35,8 +35,8 @@ _ALONE = 48  # slices that are read before other processes would have started
 
 
 @dataclass(frozen=True)
-class Intake:
-    """What decoding found, one row or image per slice of the source that `take_in` returns.
+class DecodedDataset:
+    """What decoding found, one row or image per slice of the source that `decode_dataset` returns.
 
     facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` the lungs' share of the picture,
     `remark` ct.Slice's);
@@ -50,8 +50,8 @@ class Intake:
     features: dict[str, np.ndarray]
 
 
-def take_in(source, image_size, cache_dir, features=None, on_error="raise"):
-    """(source with the sha256 of every file, Intake) of a datasets.Source, all of whose slices are decoded.
+def decode_dataset(source, image_size, cache_dir, features=None, on_error="raise"):
+    """(source with the sha256 of every file, DecodedDataset) of a datasets.Source, all of whose slices are decoded.
 
     The network's images are left in `cache_dir` for `load_images`. `features`: for the audit, a function of a
     sampled slice and its masks, as shortcuts.features. All files that cannot be read, also those that
@@ -65,7 +65,7 @@ def take_in(source, image_size, cache_dir, features=None, on_error="raise"):
 
     def images(thumbnails):
         asked = [(image_size, features if one else None) for one in wanted]
-        for row, result in enumerate(_each(_study, source, asked)):
+        for row, result in enumerate(_each(_examine, source, asked)):
             if isinstance(result, readers.ReadError):
                 bad.append(row)
                 problems.append(result)
@@ -92,7 +92,7 @@ def take_in(source, image_size, cache_dir, features=None, on_error="raise"):
         small = np.memmap(thumbnails, np.uint8, "r", shape=(len(table), *(near_duplicates.THUMBNAIL,) * 2))
     rows, seen = zip(*described, strict=True) if described else ((), ())
     columns = {name: np.stack([one[name] for one in seen]) for name in (seen[0] if seen else ())}
-    return _note_doubtful(_note_left_out(source), table), Intake(table, small, np.array(rows, int), columns)
+    return _note_doubtful(_note_left_out(source), table), DecodedDataset(table, small, np.array(rows, int), columns)
 
 
 def load_images(source, image_size, cache_dir=None):
@@ -114,7 +114,7 @@ def load_images(source, image_size, cache_dir=None):
             problems = []
             with _Store(cache_dir, source.name, image_size, len(source.manifest)) as store:
                 listed = source.manifest.get("sha256", [""] * len(source.manifest))
-                store.fill(_sound(_each(_see, source, [(image_size, checksum) for checksum in listed]), problems))
+                store.fill(_sound(_each(_checked, source, [(image_size, checksum) for checksum in listed]), problems))
                 if problems:
                     raise datasets.DataError(_one_per_file(problems))
                 store.keep(_key(source))
@@ -251,16 +251,16 @@ def _read(path, index, mask):
     return found.remark, picture, body | known, known
 
 
-def see(path, slice_index, image_size, mask=None):
+def preprocess_slice(path, slice_index, image_size, mask=None):
     """What the network sees of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
     picture, _, lung = read(path, slice_index, mask)
-    return crop.harmonise(picture, image_size, lung)[0]
+    return crop.crop_to_lungs(picture, image_size, lung)[0]
 
 
 def lesion_map(root, path, image_size):
     """bool (S, S): the lesions of a phantom where the network sees them."""
     with Image.open(Path(root, "masks", path).with_suffix(".png")) as truth:
-        return crop.place(np.asarray(truth) == 2, image_size, read(Path(root, path), 0)[2])
+        return crop.warp_mask(np.asarray(truth) == 2, image_size, read(Path(root, path), 0)[2])
 
 
 def file_facts(path):
@@ -272,10 +272,10 @@ def file_facts(path):
     return [path.suffix.lower(), container, mode, path.stat().st_size]
 
 
-def _see(path, index, mask, image_size, checksum):
+def _checked(path, index, mask, image_size, checksum):
     """The network's image of one slice, or the ReadError; `checksum`: what the manifest has, "" where it has none."""
     try:
-        image = see(path, index, image_size, mask)
+        image = preprocess_slice(path, index, image_size, mask)
         if checksum and sha256_once(path) != checksum:
             raise readers.ReadError(path, "is not the file that the manifest lists, its sha256 is another",
                                "Put that one back, or run notebook 00_data again")
@@ -284,11 +284,11 @@ def _see(path, index, mask, image_size, checksum):
         return _as_read_error(path, error)
 
 
-def _study(path, index, mask, image_size, features):
+def _examine(path, index, mask, image_size, features):
     """(network's image, facts, thumbnail, features or None) of one slice, or the ReadError."""
     try:
         remark, picture, body, lung = _read(path, index, mask)
-        image, seen_lung = crop.harmonise(picture, image_size, lung)
+        image, seen_lung = crop.crop_to_lungs(picture, image_size, lung)
         facts = [sha256_once(path), near_duplicates.perceptual_hash(picture),
                  *file_facts(path), *picture.shape, float(lung.mean()), remark]
         seen = features(picture, body, lung, image, seen_lung) if features else None
@@ -303,16 +303,16 @@ def _as_read_error(path, error):
 
 def _one_per_file(problems):
     """A damaged volume is one problem, not one for each of its slices."""
-    return list({(str(problem.path), problem.what): problem for problem in problems}.values())
+    return list({(str(problem.path), problem.reason): problem for problem in problems}.values())
 
 
 def _note_doubtful(source, facts):
     kinds = facts.remark.str.replace(r"-?[\d.]+", "#", regex=True)  # the same doubt with other numbers
-    doubts = {"show no lung that is found": facts.lung == 0}
-    doubts |= {f"have doubtful values ({facts.remark[kinds == kind].iloc[0]})": kinds == kind
+    doubtful = {"show no lung that is found": facts.lung == 0}
+    doubtful |= {f"have doubtful values ({facts.remark[kinds == kind].iloc[0]})": kinds == kind
                for kind in sorted(set(kinds) - {""})}
     notes = []
-    for what, found in doubts.items():
+    for what, found in doubtful.items():
         paths = source.manifest.path[found.to_numpy()]
         notes += [f"{len(paths)} slices {what}, such as {paths.iloc[0]}: look at them."] if len(paths) else []
     return replace(source, notes=[*source.notes, *notes])
@@ -321,7 +321,7 @@ def _note_doubtful(source, facts):
 def _note_left_out(source):
     if not source.problems:
         return source
-    first = "; ".join(f"{Path(problem.path).name} {problem.what}" for problem in source.problems[:5])
+    first = "; ".join(f"{Path(problem.path).name} {problem.reason}" for problem in source.problems[:5])
     more = "; ..." if len(source.problems) > 5 else ""
     note = f"{len(source.problems)} files cannot be used and were left out: {first}{more}."
     return replace(source, notes=[*source.notes, note])

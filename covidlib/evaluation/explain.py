@@ -20,7 +20,8 @@ from covidlib.evaluation import statistics
 from covidlib.preprocessing import crop
 
 ALL = "all levels"
-MEASURES = ["hit", "chance", "gain", "outside", "even", "likeness"]
+MEASURES = ["hit", "chance", "enrichment", "outside", "expected", "similarity"]
+FORMER = {"gain": "enrichment", "even": "expected", "likeness": "similarity"}  # columns of older tables
 BATCH = 64
 PATCH, STRIDE = 16, 8  # pixels, of what hides a part of the slice
 SEED = 2000  # of the phantoms that explanations are held against: no training draws it
@@ -95,12 +96,12 @@ def occlusion(model, images, classes):
 
 
 def on_lesions(maps, lesions, lungs):
-    """How maps of one level meet the lesions: DataFrame hit, chance, gain, outside, even, a row per slice.
+    """How maps of one level meet the lesions: DataFrame hit, chance, enrichment, outside, expected, a row per slice.
 
     maps: (N, h, w), of which the positive part counts; lesions, lungs: bool (N, S, S). hit: the largest value lies on a
     lesion or within NEAR of one (the pointing game, https://doi.org/10.1007/s11263-017-1059-x); chance: the share of
-    the lungs that would be a hit; gain: mean relevance on lesions over that on the lungs; outside: share of the
-    relevance outside of the lungs, lesions counted as lung; even: what an even map would have there. NaN where
+    the lungs that would be a hit; enrichment: mean relevance on lesions over that on the lungs; outside: share of the
+    relevance outside of the lungs, lesions counted as lung; expected: what an expected map would have there. NaN where
     nothing is positive, or no lesion there.
     """
     size = lesions.shape[1]
@@ -115,19 +116,19 @@ def on_lesions(maps, lesions, lungs):
         rows.append({
             "hit": float(near.ravel()[values.argmax()]) if seen and known else np.nan,
             "chance": float(near[lung].mean()) if known else np.nan,
-            "gain": float(values[lesion].mean() / mean) if known and mean > 0 else np.nan,
+            "enrichment": float(values[lesion].mean() / mean) if known and mean > 0 else np.nan,
             "outside": float(values[~lung].sum() / values.sum()) if seen and lung.any() else np.nan,
-            "even": float((~lung).mean()) if lung.any() else np.nan,
+            "expected": float((~lung).mean()) if lung.any() else np.nan,
         })
     return pd.DataFrame(rows)
 
 
 def attention_on_lesions(model, images, lesions, batch_size=32):
-    """How much lesions attend to lesions: block -> DataFrame hit, chance, gain, a row per slice; NaN without a lesion.
+    """How much lesions attend to lesions: block -> DataFrame hit, chance, enrichment, a row per slice; NaN without one.
 
     Of the queries whose place is at least a TENTH lesion. hit: their share whose strongest key is at such a place;
-    chance: the share of such keys; gain: their attention on keys, weighted by the keys' share of lesion, over the mean
-    share of all keys (1: even attention).
+    chance: the share of such keys; enrichment: their attention on keys, weighted by the keys' share of lesion, over the
+    mean share of all keys (1: even attention).
     """
     import keras
     from keras import ops
@@ -149,7 +150,7 @@ def attention_on_lesions(model, images, lesions, batch_size=32):
                 rows.append({
                     "hit": np.mean(key[attention[asked].argmax(axis=1)] >= TENTH) if told else np.nan,
                     "chance": np.mean(key >= TENTH) if told else np.nan,
-                    "gain": (attention[asked] @ key).mean() / key.mean() if told else np.nan})
+                    "enrichment": (attention[asked] @ key).mean() / key.mean() if told else np.nan})
         found[block] = pd.DataFrame(rows)
     return found
 
@@ -171,8 +172,8 @@ def randomised(model):
 def measure(model, images, classes, lesions, lungs):
     """`on_lesions` of every level, trained and with random weights, and of attention: long, a row per slice and map.
 
-    Columns: row, map, weights ("trained" or "random"), hit, chance, gain, outside, even, likeness: rank correlation of
-    the map with the one of random weights.
+    Columns: row, map, weights ("trained" or "random"), hit, chance, enrichment, outside, expected, similarity: rank
+    correlation of the map with the one of random weights.
     """
     from scipy.stats import spearmanr
 
@@ -184,7 +185,7 @@ def measure(model, images, classes, lesions, lungs):
                 for a, b in zip(trained[name], random[name], strict=True)]
         for weights, maps in (("trained", trained), ("random", random)):
             table = on_lesions(maps[name], lesions, lungs)
-            parts.append(table.assign(row=np.arange(len(images)), map=name, weights=weights, likeness=like))
+            parts.append(table.assign(row=np.arange(len(images)), map=name, weights=weights, similarity=like))
     for weights, network in networks.items():
         for name, table in attention_on_lesions(network, images, lesions).items():
             parts.append(table.assign(row=np.arange(len(images)), map=name, weights=weights))
@@ -212,6 +213,7 @@ def summarise(table):
     table: `measure_run`'s, of several runs; means with 95 % intervals over patients.
     """
     rows = []
+    table = table.rename(columns=FORMER)
     for keys, part in table.groupby(["slices", "variant", "map", "weights"], sort=False):
         names = dict(zip(("slices", "variant", "map", "weights"), keys, strict=True))
         rows.append(names | _means(part, part["patient"]))
@@ -260,4 +262,4 @@ def lungs_seen(source, image_size):
 
 def _lungs(path, index, mask, image_size):
     picture, _, lung = decode.read(path, index, mask)
-    return crop.harmonise(picture, image_size, lung)[1]
+    return crop.crop_to_lungs(picture, image_size, lung)[1]

@@ -180,12 +180,12 @@ def describe(network):
 
 
 def _typical(run):
-    """doubts.typical of the training slices, None where they are not at hand."""
+    """quality.feature_ranges of the training slices, None where they are not at hand."""
     found = slices_of(run)
     if found is None:
         return None
     source, images = found
-    return quality.typical(images[np.flatnonzero(source.manifest["split"] == "train")])
+    return quality.feature_ranges(images[np.flatnonzero(source.manifest["split"] == "train")])
 
 
 class Answerer:

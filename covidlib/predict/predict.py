@@ -1,7 +1,7 @@
 """A trained network's answer to somebody's own scans: a file or a folder in, a table and an HTML sheet out.
 
 Research software, not for diagnosis. The network knows only the classes and the kind of picture it was
-trained on, and answers with one of them whatever it is shown: the column `doubts` says what is unlike that.
+trained on, and answers with one of them whatever it is shown: the column `quality_warnings` says what is unlike that.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load(model_path):
 def known_of(model_path):
     """answers.facts of the model of a run directory as attributes; of another model `temperature` and `typical`, None.
 
-    The temperature is fitted on the run's validation slices, `typical` is doubts.typical of its training slices.
+    The temperature is fitted on the run's validation slices, `typical`: quality.feature_ranges of its training slices.
     """
     folder = Path(model_path).parent
     if Path(model_path).is_dir() or not (folder / "predictions.csv").is_file():
@@ -115,7 +115,7 @@ def _find(input_path):
             name = Path(file).relative_to(root)
             slices.append((scan, number, {"path": name.as_posix(), "patient": name.parent.as_posix(),
                                           "slice_index": index}))
-    errors = [(Path(problem.path).relative_to(root).as_posix(), f"{problem.what}. {problem.mend}.")
+    errors = [(Path(problem.path).relative_to(root).as_posix(), f"{problem.reason}. {problem.hint}.")
               for problem in problems]
     return slices, pd.DataFrame(errors, columns=["path", "error"])
 
@@ -128,7 +128,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     """Classify every slice of `input_path` and write `predictions.csv`, `patients.csv`, `errors.csv`, `sheet.html`.
 
     Returns the predictions: `path, patient, slice_index, predicted, p_<class>..., lung, doubts`; probabilities after
-    the temperature of `known_of`, `lung` whether one was found, `doubts` sentences on what is unlike the
+    the temperature of `known_of`, `lung` whether one was found, `quality_warnings` sentences on what is unlike the
     training slices. A file that cannot be read is listed in `errors.csv` and the rest goes on. Raises ValueError where
     no file can be read.
     """
@@ -145,13 +145,14 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
             try:
                 picture = scan.picture(number)
             except readers.ReadError as error:
-                fault = {"path": row["path"], "error": f"{error.what}. {error.mend}."}
+                fault = {"path": row["path"], "error": f"{error.reason}. {error.hint}."}
                 faults += [fault] if fault not in faults[-1:] else []  # a volume is one fault, not one for each slice
                 continue
             body, lung = lungs.segment(picture)
-            images.append(crop.harmonise(picture, size, lung)[0])
-            found = [*scan.doubts(number), *quality.of_slice(picture, lung, body, images[-1], known.typical)]
-            kept.append(row | {"lung": bool(lung.any()), "doubts": " ".join(found)})
+            images.append(crop.crop_to_lungs(picture, size, lung)[0])
+            found = [*scan.quality_warnings(number),
+                     *quality.slice_warnings(picture, lung, body, images[-1], known.typical)]
+            kept.append(row | {"lung": bool(lung.any()), "quality_warnings": " ".join(found)})
         for scan in {id(scan): scan for scan, _, _ in slices[start:start + batch_size]}.values():
             if start + batch_size < len(slices) and scan is not slices[start + batch_size][0]:
                 scan.forget()
@@ -161,7 +162,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
         if known.temperature:
             probabilities = calibration.scale(probabilities, known.temperature)
         for row, image, p in zip(kept, images, probabilities, strict=True):
-            last = {name: row.pop(name) for name in ("lung", "doubts")}
+            last = {name: row.pop(name) for name in ("lung", "quality_warnings")}
             rows.append(row | {"predicted": classes[int(p.argmax())]}
                         | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)} | last)
             suspicion = 1 - p[-1]
@@ -200,7 +201,8 @@ def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:
         mean = used[columns].mean()
         worst = own.loc[own[columns[-1]].idxmin()]
         rows.append({"patient": patient, "slices": len(own), "used": len(used),
-                     "doubtful": int(own["doubts"].ne("").sum()), "predicted": classes[int(mean.to_numpy().argmax())],
+                     "slices_with_warnings": int(own["quality_warnings"].ne("").sum()),
+                     "predicted": classes[int(mean.to_numpy().argmax())],
                      **mean, "suspicious": f"{worst['path']}, slice {worst['slice_index'] + 1}"})
     return pd.DataFrame(rows)
 

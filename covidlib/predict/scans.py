@@ -46,7 +46,7 @@ class Scan:
 
     def __post_init__(self):
         self._kept, self._volume, self._is_hu, self._lock = OrderedDict(), None, None, threading.RLock()
-        self._coloured = functools.lru_cache(maxsize=1)(quality.of_colours)
+        self._coloured = functools.lru_cache(maxsize=1)(quality.colour_warnings)
 
     def __len__(self):
         return len(self.slices)
@@ -76,11 +76,11 @@ class Scan:
         """Slice `index` as uint8 (H, W), through `window` (centre, width) where it holds HU. Raises ReadError."""
         return self._slice(index).picture(window)
 
-    def doubts(self, index):
-        """Sentences on the values and the colours of slice `index`, see the module doubts. Raises ReadError."""
+    def quality_warnings(self, index):
+        """Sentences on the values and the colours of slice `index`, see preprocessing.quality. Raises ReadError."""
         if self.turned:
             return []
-        return [*quality.of_values(self._slice(index).remark), *self._coloured(self.slices[index][0])]
+        return [*quality.value_warnings(self._slice(index).remark), *self._coloured(self.slices[index][0])]
 
     def _slice(self, index):
         with self._lock:
@@ -234,7 +234,7 @@ def of_file(path):
         if ungrouped:
             raise ungrouped[0]
         scan = _of_series(series[0], path.parent)
-        scan.notes += [f"A part of it was left out: it {problem.what}." for problem in series[0].problems]
+        scan.notes += [f"A part of it was left out: it {problem.reason}." for problem in series[0].problems]
         return scan
     return Scan(path.name, [(path, index) for index in readers.slice_order(path)])
 

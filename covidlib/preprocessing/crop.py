@@ -34,7 +34,7 @@ RIM = 4  # of them, black, on every side
 WHITE = np.uint8(255)
 
 
-def harmonise(image, size, lungs=None):
+def crop_to_lungs(image, size, lungs=None):
     """The harmonised slice, uint8 (size, size), and its lungs, bool (size, size).
 
     image: uint8 (H, W) in the lung window, or any picture of a chest slice; lungs: bool (H, W), a mask of one's own,
@@ -55,8 +55,8 @@ def harmonise(image, size, lungs=None):
     return resize(seen, size), resize(lung, size) > 127
 
 
-def place(mask, size, lungs):
-    """`mask` of a slice, bool (H, W), where `harmonise` puts it given the same `lungs`: bool (size, size).
+def warp_mask(mask, size, lungs):
+    """`mask` of a slice, bool (H, W), where `crop_to_lungs` puts it given the same `lungs`: bool (size, size).
 
     For what is known of a slice besides its grey values, such as the lesions of a phantom. Empty without lungs.
     """
@@ -65,10 +65,10 @@ def place(mask, size, lungs):
     return resize(_reduce(mask * WHITE, hull(lungs)), size) > 127
 
 
-def square(image, lungs=None):
-    """The square of an image that `harmonise` shows: (top, left, side) in its pixels, None where it shows nothing.
+def crop_box(image, lungs=None):
+    """The square of an image that `crop_to_lungs` shows: (top, left, side) in its pixels, None where it shows nothing.
 
-    Side and place are fractions of pixels, and the square may reach beyond the image; arguments as in `harmonise`.
+    Side and place are fractions of pixels, and the square may reach beyond the image; arguments as in `crop_to_lungs`.
     """
     lungs = lung_mask(image) if lungs is None else lungs
     kept = hull(lungs) if lungs.any() else body_mask(image)
@@ -93,7 +93,7 @@ def _reduce(picture, kept):
 
 
 def resize(picture, size):
-    """uint8 (H, W) -> (size, size). A harmonised slice of ACROSS px becomes what `harmonise` gives at `size`."""
+    """uint8 (H, W) -> (size, size). A harmonised slice of ACROSS px becomes what `crop_to_lungs` gives at `size`."""
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
 
 

@@ -19,7 +19,7 @@ WORDS = {"brightness": ("darker", "brighter"), "contrast": ("less", "more"), "de
 
 
 def features(image):
-    """What is measured of a harmonised slice, uint8 (S, S): name -> number; NaN where all is black."""
+    """What is measured of a slice as a network sees it, uint8 (S, S): name -> number; NaN where all is black."""
     image = np.asarray(image, np.float32)
     inside = image > 8
     if inside.sum() < 2:
@@ -29,8 +29,8 @@ def features(image):
             "detail": float(edges.mean()) if len(edges) else np.nan, "filled": float(inside.mean())}
 
 
-def typical(images):
-    """The usual range of every feature, name -> [low, high], over harmonised training slices uint8 (N, S, S)."""
+def feature_ranges(images):
+    """The usual range of every feature, name -> [low, high], over training slices uint8 (N, S, S)."""
     found = [features(image) for image in images]
     ranges = {}
     for name in FEATURES:
@@ -39,23 +39,23 @@ def typical(images):
     return ranges
 
 
-def of_file(path, index=0):
-    """Doubts about a file and the values of its slice `index`, which is read: a list of sentences."""
+def file_warnings(path, index=0):
+    """Warnings about a file and the values of its slice `index`, which is read: a list of sentences."""
     from covidlib import readers
 
     try:
-        return [*of_values(readers.read(path, index).remark), *of_colours(path)]
+        return [*value_warnings(readers.read(path, index).remark), *colour_warnings(path)]
     except (OSError, ValueError):
         return []
 
 
-def of_values(remark):
-    """Doubts about values of which ct.Slice has a `remark`."""
+def value_warnings(remark):
+    """Warnings about values of which ct.Slice has a `remark`."""
     return [f"its values are doubtful: {remark}."] if remark else []
 
 
-def of_colours(path):
-    """Doubts about the colours of a picture: a list of sentences."""
+def colour_warnings(path):
+    """Warnings about the colours of a picture: a list of sentences."""
     from PIL import Image
 
     try:
@@ -72,10 +72,10 @@ def of_colours(path):
             ] if coloured > 0.005 else []
 
 
-def of_slice(picture, lungs, body, harmonised, usual=None):
-    """Doubts about a slice: a list of sentences, the gravest first.
+def slice_warnings(picture, lungs, body, seen, usual=None):
+    """Warnings about a slice: a list of sentences, the gravest first.
 
-    picture: uint8 (H, W) as a network's preparation gets it; lungs, body: bool (H, W) of lungs.segment; harmonised:
+    picture: uint8 (H, W) as a network's preparation gets it; lungs, body: bool (H, W) of lungs.segment; seen:
     uint8 (S, S); usual: `typical` of the network's training slices, None where it is not known.
     """
     found = []
@@ -87,11 +87,11 @@ def of_slice(picture, lungs, body, harmonised, usual=None):
         rest = picture[body & ~lungs]
         if picture[lungs].mean() < 8 and len(rest) and np.median(rest) < 255 * SOFT:
             found.append("the lungs are black: it seems to be a soft tissue window, in which lung disease is not seen.")
-    if min(picture.shape) < len(harmonised):
-        found.append(f"it has {picture.shape[1]} x {picture.shape[0]} pixels, fewer than the {len(harmonised)} x "
-                     f"{len(harmonised)} that the network looks at.")
+    if min(picture.shape) < len(seen):
+        found.append(f"it has {picture.shape[1]} x {picture.shape[0]} pixels, fewer than the {len(seen)} x "
+                     f"{len(seen)} that the network looks at.")
     if usual and not found:
-        own = features(harmonised)
+        own = features(seen)
         for name, (low, high) in usual.items():
             if own[name] < low or own[name] > high:
                 found.append(FEATURES[name].format(WORDS[name][int(own[name] > high)]) + ".")

@@ -11,14 +11,14 @@ _held = {}
 
 
 class ReadError(ValueError):
-    """A file that cannot be read as a CT slice: `path`, `what` is wrong, and how to `mend` it."""
+    """A file that cannot be read as a CT slice: `path`, the `reason`, and a `hint` on what to do."""
 
-    def __init__(self, path, what, mend="Replace the file or leave it out of the data set"):
-        super().__init__(f"{path}: {what}. {mend}.")
-        self.path, self.what, self.mend = path, what, mend
+    def __init__(self, path, reason, hint="Replace the file or leave it out of the data set"):
+        super().__init__(f"{path}: {reason}. {hint}.")
+        self.path, self.reason, self.hint = path, reason, hint
 
     def __reduce__(self):
-        return type(self), (self.path, self.what, self.mend)
+        return type(self), (self.path, self.reason, self.hint)
 
 
 class NotASlice(ReadError):

@@ -139,7 +139,7 @@ def one_series(path):
     problems += series[0].problems if series else []
     if problems:
         more = f" (and {len(problems) - 1} more files are unfit)" if len(problems) > 1 else ""
-        raise ReadError(problems[0].path, problems[0].what + more, problems[0].mend)
+        raise ReadError(problems[0].path, problems[0].reason + more, problems[0].hint)
     return series[0]
 
 

@@ -69,12 +69,12 @@ class Evidence:
         return all({run.fold for run in self.folds if run.variant == name} >= set(range(FOLDS)) for name in variants)
 
     def without_anatomy(self, variant):
-        """shortcuts.bar for the slices that a variant was tested on; None for phantoms and without an audit."""
+        """shortcuts.best_shortcut on what a variant was tested on; None for phantoms and without an audit."""
         path = self.folder / "audit" / "shortcuts.csv"
         if self.dataset == "phantom" or not path.is_file():
             return None
         protocol = shortcuts.OFFICIAL if self.of(variant)[0].fold < 0 else shortcuts.CROSS_VALIDATION
-        return shortcuts.bar(pd.read_csv(path), protocol)
+        return shortcuts.best_shortcut(pd.read_csv(path), protocol)
 
     def of(self, variant, among=None) -> list:
         """Its runs `among` some; else those of all folds, which test more slices, where they are complete."""

@@ -135,7 +135,7 @@ def _metrics(runs_dir) -> list[list]:
 def _warnings(runs_dir) -> list[str]:
     """On networks that a baseline without anatomy comes near to."""
     compared = pd.read_csv(runs_dir / "comparison" / "comparison.csv")
-    return leaks.beside(compared, pd.read_csv(runs_dir / "audit" / "shortcuts.csv"))
+    return leaks.shortcut_warnings(compared, pd.read_csv(runs_dir / "audit" / "shortcuts.csv"))
 
 
 def _baselines(runs_dir) -> list[list]:

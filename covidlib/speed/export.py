@@ -96,7 +96,7 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
             raise FileNotFoundError(f"no {needed.name} in {folder}: write it with export.write"
                                     f"{', giving calibration slices' * (precision == 'int8')}.")
     record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if record["harmonisation_sha256"] != decode.code_sha256():
+    if record.get("preprocessing_sha256") != decode.code_sha256():
         warnings.warn(f"{folder} was exported for pictures read by another version of covidlib", stacklevel=2)
     shape = (batch, record["image_size"], record["image_size"], 1)
     start = _start_onnxruntime if runtime == "onnxruntime" else _start_openvino
@@ -220,7 +220,7 @@ def _record(model, classes, calibration):
     packages = provenance.packages() | {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "classes": list(classes), "image_size": model.input_shape[1], "variant": model.name,
-        "weights_sha256": weights_sha256(model), "harmonisation_sha256": decode.code_sha256(),
+        "weights_sha256": weights_sha256(model), "preprocessing_sha256": decode.code_sha256(),
         "calibration": None if calibration is None else {
             "slices": len(calibration), "sha256": hashlib.sha256(np.ascontiguousarray(calibration)).hexdigest()},
         "packages": packages,

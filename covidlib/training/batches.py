@@ -71,7 +71,7 @@ class Prefetcher(keras.utils.PyDataset):
         return self.begun.pop(index).result()
 
 
-def feed(batches):
+def to_dataset(batches):
     """What `fit`, `evaluate` and `predict` take: `batches`, made ahead; on TensorFlow a Dataset without autotuning.
 
     With Keras's own conversion the autotuner's thread sleeps up to a minute between looks, and the iterator's end

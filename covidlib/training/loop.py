@@ -16,7 +16,7 @@ from covidlib.evaluation import metrics
 from covidlib.models import build_classifier
 from covidlib.preprocessing.augmentation import Augmenter
 from covidlib.training import devices, pretraining
-from covidlib.training.batches import Batches, feed
+from covidlib.training.batches import Batches, to_dataset
 from covidlib.training.optimizer import AdamW
 from covidlib.training.runs import differences, write_json
 from covidlib.utils import provenance
@@ -125,12 +125,12 @@ class Session:
         training = self._batches("train", seed=seed, epoch=epoch, augmenter=augmenter, multiple=self.devices)
         with self.strategy.scope(), devices.synchronised(self.model):
             history = self.trainer.fit(
-                feed(training), class_weight=self._class_weights() if self.parameters["class_weights"] else None,
+                to_dataset(training), class_weight=self._class_weights() if self.parameters["class_weights"] else None,
                 initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0,
             ).history
         row = {name: float(history[name][0]) for name in HISTORY[1:3]} | dict.fromkeys(HISTORY[3:5])
         if len(validation):
-            found = self.eval_model.evaluate(feed(validation), verbose=0, return_dict=True)
+            found = self.eval_model.evaluate(to_dataset(validation), verbose=0, return_dict=True)
             row |= {f"val_{name}": float(found[name]) for name in HISTORY[1:3]}
         self._require_finite(epoch + 1, row["loss"])
         return {"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - start, 3)}
@@ -251,7 +251,7 @@ class Session:
             "label": chosen["label"].to_numpy(),
         }
         batches = self._batches("val", "test")
-        scores = self.eval_model.predict(feed(batches), verbose=0) if len(rows) else self.labels[rows]
+        scores = self.eval_model.predict(to_dataset(batches), verbose=0) if len(rows) else self.labels[rows]
         return pd.DataFrame(table | {f"p_{name}": scores[:, k] for k, name in enumerate(self.source.classes)})
 
     def _content(self, predictions):

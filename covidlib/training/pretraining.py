@@ -97,7 +97,7 @@ def fit(target, build, data, epochs, steps):
     import keras
 
     import covidlib.models  # noqa: F401  the layers that a state names
-    from covidlib.training.batches import feed
+    from covidlib.training.batches import to_dataset
 
     keras.utils.set_random_seed(SEED)
     state, log = _state(target), target.with_suffix(".csv")
@@ -107,7 +107,7 @@ def fit(target, build, data, epochs, steps):
     history = history[: int(trainer.optimizer.iterations) * epochs // steps]
     for epoch in range(len(history), epochs):
         train, val = data(epoch)
-        found = trainer.fit(feed(train), validation_data=feed(val) if val else None, initial_epoch=epoch,
+        found = trainer.fit(to_dataset(train), validation_data=to_dataset(val) if val else None, initial_epoch=epoch,
                             epochs=epoch + 1, shuffle=False, verbose=0).history
         history.append({"epoch": epoch + 1, **{name: values[0] for name, values in found.items()}})
         figures = ", ".join(f"{name} {history[-1][name]:.3f}" for name in ("loss", "val_probabilities_accuracy")

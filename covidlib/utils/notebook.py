@@ -250,9 +250,9 @@ def main(arguments=None) -> int:
             return 1
         if type(error).__name__ != "PapermillExecutionError":
             raise
-        mend = ("Give yourself the right to write there, or take another folder.\n"
+        hint = ("Give yourself the right to write there, or take another folder.\n"
                 if re.match(r"\[Errno (1|13|30)\]", error.evalue) else "")
-        print(f"error: {Path(options.notebook).name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{mend}"
+        print(f"error: {Path(options.notebook).name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{hint}"
               f"The notebook as far as it got: {Path(options.output).with_suffix('.failed.ipynb')}", file=sys.stderr)
         return 1
     return 0

@@ -39,7 +39,7 @@ def make_set(root, official=False, jpeg_for="normal"):
 
 
 def audited(source, cache):
-    source, found = decode.take_in(source, 32, cache, shortcuts.features)
+    source, found = decode.decode_dataset(source, 32, cache, shortcuts.features)
     return leaks.audit(source, found)
 
 
@@ -110,16 +110,16 @@ def test_a_network_is_held_against_the_baselines(official):
                             columns=["variant", "accuracy_mean", "accuracy_low", "accuracy_high"])
     weak = official.shortcuts[official.shortcuts.baseline == "majority class"]
     weak = weak.assign(accuracy=0.5, low=0.4, high=0.6)
-    assert leaks.beside(networks, weak) == []
+    assert leaks.shortcut_warnings(networks, weak) == []
     strong = weak.assign(baseline="file facts", accuracy=0.75, low=0.65, high=0.85)
-    (warning,) = leaks.beside(networks, pd.concat([weak, strong]))
+    (warning,) = leaks.shortcut_warnings(networks, pd.concat([weak, strong]))
     assert warning.startswith("middling's accuracy of 0.800 (0.700 to 0.900) is not above")
     assert "file facts (files) 0.750" in warning and "majority" not in warning
 
 
 @pytest.mark.slow
 def test_ucsd_conflicts_and_shortcuts(shared_data, tmp_path):
-    source, found = decode.take_in(datasets.load("ucsd-covid-ct", shared_data / "ucsd-covid-ct"), 96, tmp_path,
+    source, found = decode.decode_dataset(datasets.load("ucsd-covid-ct", shared_data / "ucsd-covid-ct"), 96, tmp_path,
                                    shortcuts.features)
     result = leaks.audit(source, found)
     pairs = {(Path(row.path_a).name, Path(row.path_b).name) for row in result.conflicts.itertuples()}

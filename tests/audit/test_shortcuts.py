@@ -70,7 +70,7 @@ def test_features_see_what_their_names_say():
     other = image.copy()
     other[lung] = 30
     changed = shortcuts.features(other, other >= 0, lung, other, lung)
-    same = "as read/lungs blacked out"
+    same = "as read/outside the lungs"
     assert np.array_equal(found[same], changed[same])
     assert not np.array_equal(found["as read/grey histogram"], changed["as read/grey histogram"])
     blurred = np.asarray(Image.fromarray(image).resize((16, 16)).resize((64, 64)))

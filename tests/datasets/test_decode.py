@@ -45,13 +45,13 @@ def test_images_are_what_the_network_sees_in_manifest_order(source):
     images = decode.load_images(source, 32)
     assert images.shape == (4, 32, 32) and images.dtype == np.uint8
     for image, path in zip(images, source.manifest["path"], strict=True):
-        assert np.array_equal(image, crop.harmonise(readers.read_slice(source.root / path), 32)[0])
-        assert np.array_equal(image, decode.see(source.root / path, 0, 32))
+        assert np.array_equal(image, crop.crop_to_lungs(readers.read_slice(source.root / path), 32)[0])
+        assert np.array_equal(image, decode.preprocess_slice(source.root / path, 0, 32))
 
 
 def test_taking_in_leaves_the_images_for_the_notebooks_that_follow(source, tmp_path, monkeypatch):
     cache, output = tmp_path / "cache", tmp_path / "runs"
-    taken, found = decode.take_in(source, 32, cache)
+    taken, found = decode.decode_dataset(source, 32, cache)
     assert list(found.facts) == decode.FACTS and len(found.facts) == 4 and found.thumbnails.shape == (4, 64, 64)
     assert found.facts.lung.between(0.05, 0.6).all() and set(found.facts.height) == {256}
     datasets.save(replace(taken, manifest=taken.manifest.assign(split="train")), output)
@@ -82,11 +82,11 @@ def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch
 def test_of_a_picture_that_is_replaced_the_audited_one_counts(source, tmp_path, pictures):
     """Between two notebooks, under its name: the cache is of what notebook 00 saw, and nothing else is decoded anew."""
     cache, home = tmp_path / "cache", tmp_path / "home"
-    taken, _ = decode.take_in(source, 32, cache)
+    taken, _ = decode.decode_dataset(source, 32, cache)
     datasets.save(replace(taken, manifest=taken.manifest.assign(split="train")), home)
     Image.fromarray(pictures[0][::-1]).save(source.root / "3.png")
     opened, audited = datasets.open_saved(home), np.array(decode.load_images(taken, 32, cache))
-    assert not np.array_equal(audited[2], decode.see(source.root / "3.png", 0, 32))
+    assert not np.array_equal(audited[2], decode.preprocess_slice(source.root / "3.png", 0, 32))
     assert np.array_equal(decode.load_images(opened, 32, cache), audited)
     (cache / files(cache)[0]).unlink()
     with pytest.raises(datasets.DataError) as error:
@@ -145,7 +145,7 @@ def test_all_unreadable_files_are_named_at_once_and_nothing_is_left(source, tmp_
     (source.root / "3.png").write_bytes(b"no picture")
     (source.root / "1.png").write_bytes((source.root / "1.png").read_bytes()[:-4000])
     (source.root / "2.png").unlink()
-    for call in (lambda: decode.take_in(source, 32, tmp_path / "cache"),
+    for call in (lambda: decode.decode_dataset(source, 32, tmp_path / "cache"),
                  lambda: decode.load_images(listed, 32, tmp_path / "cache")):
         with pytest.raises(datasets.DataError) as error:
             call()
@@ -159,31 +159,31 @@ def test_with_skip_the_rest_goes_on(source, tmp_path):
     (source.root / "3.png").write_bytes(b"")
     listed = replace(source, problems=[readers.ReadError(source.root / "9.png", "is missing", "Copy it")])
     with pytest.raises(datasets.DataError, match="2 files cannot be used"):
-        decode.take_in(listed, 32, tmp_path / "cache")
-    taken, found = decode.take_in(listed, 32, tmp_path / "cache", on_error="skip")
+        decode.decode_dataset(listed, 32, tmp_path / "cache")
+    taken, found = decode.decode_dataset(listed, 32, tmp_path / "cache", on_error="skip")
     assert taken.manifest.path.tolist() == ["2.png", "0.png", "1.png"] and len(found.facts) == 3
     assert [Path(problem.path).name for problem in taken.problems] == ["9.png", "3.png"]
     assert "2 files cannot be used and were left out: 9.png is missing; 3.png is empty" in taken.notes[-1]
     images = decode.load_images(taken, 32, tmp_path / "cache")
     assert len(images) == 3 and len(files(tmp_path / "cache")) == 1
-    assert np.array_equal(images[1], decode.see(source.root / "0.png", 0, 32))
+    assert np.array_equal(images[1], decode.preprocess_slice(source.root / "0.png", 0, 32))
 
 
 def test_a_class_without_a_readable_slice_is_an_error(source, tmp_path):
     for n in (0, 1):
         (source.root / f"{n}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="No usable slice of b"):
-        decode.take_in(source, 32, tmp_path / "cache", on_error="skip")
+        decode.decode_dataset(source, 32, tmp_path / "cache", on_error="skip")
 
 
 def test_many_slices_are_read_by_several_processes(source, tmp_path, pictures):
     rows = [source.manifest.assign(slice_index=k) for k in range(decode._ALONE // 4 + 1)]
     many = replace(source, manifest=pd.concat(rows, ignore_index=True))
     (source.root / "3.png").write_bytes(b"no picture")
-    taken, found = decode.take_in(many, 16, tmp_path / "cache", on_error="skip")
+    taken, found = decode.decode_dataset(many, 16, tmp_path / "cache", on_error="skip")
     assert len(taken.manifest) == len(found.facts) == 3 * len(rows) and len(taken.problems) == 1
     images = decode.load_images(taken, 16, tmp_path / "cache")
-    assert np.array_equal(images[4], decode.see(source.root / "0.png", 0, 16))
+    assert np.array_equal(images[4], decode.preprocess_slice(source.root / "0.png", 0, 16))
 
 
 def test_masks_of_ones_own(source, tmp_path, pictures):
@@ -191,12 +191,12 @@ def test_masks_of_ones_own(source, tmp_path, pictures):
     mask[60:120, 40:100] = 255
     Image.fromarray(mask).save(source.root / "mask.png")
     masked = replace(source, manifest=source.manifest.assign(mask=["mask.png", "", "", ""]))
-    _, found = decode.take_in(masked, 32, tmp_path / "cache")
+    _, found = decode.decode_dataset(masked, 32, tmp_path / "cache")
     assert found.facts.lung[0] == (mask > 0).mean()
     assert found.facts.lung[1] == pytest.approx(lungs.lung_mask(pictures[0]).mean())
     Image.fromarray(mask[:9]).save(source.root / "mask.png")
     with pytest.raises(datasets.DataError, match="mask.png: is a mask of .* Give the mask of"):
-        decode.take_in(masked, 32, tmp_path / "cache")
+        decode.decode_dataset(masked, 32, tmp_path / "cache")
 
 
 def test_large_sets_are_sampled_by_whole_patients(monkeypatch):
@@ -213,7 +213,7 @@ def test_wrong_parameters(source, tmp_path):
     with pytest.raises(ValueError, match="Received: image_size=0"):
         decode.load_images(source, 0)
     with pytest.raises(ValueError, match="Received: on_error='ignore'"):
-        decode.take_in(source, 32, tmp_path, on_error="ignore")
+        decode.decode_dataset(source, 32, tmp_path, on_error="ignore")
 
 
 LARGE = """
@@ -235,7 +235,7 @@ manifest = pd.DataFrame({"path": np.arange(count).astype(str), "label": "covid",
 source = datasets.Source(manifest, ("covid",), sys.argv[2], "noise")
 before = resident()
 with Peak() as peak:
-    found = decode.take_in(source, 8, sys.argv[2])[1]
+    found = decode.decode_dataset(source, 8, sys.argv[2])[1]
 assert len(np.unique(found.thumbnails[:, 0, :8], axis=0)) == count
 print(peak.highest - before)
 """

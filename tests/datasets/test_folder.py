@@ -192,7 +192,7 @@ def test_dicom_series_are_ordered_and_what_is_not_in_them_is_named(tmp_path):
     assert table.patient.unique().tolist() == ["covid/P1", "normal/P1"] and table.series.nunique() == 2
     assert table.series.str.fullmatch("[0-9a-f]{12}").all() and table.slice_mm.iloc[0] == 2
     assert any("6.0 mm between 0.dcm and 3.dcm" in note for note in notes)
-    said = {error.path.relative_to(tmp_path).as_posix(): error.what for error in problems}
+    said = {error.path.relative_to(tmp_path).as_posix(): error.reason for error in problems}
     assert "localiser" in said["covid/P1/scout/0.dcm"] and "3 slices that are not axial" in said["covid/P2/0.dcm"]
     assert "at the place of 0.dcm" in said["normal/P1/1.dcm"] and "modality MR" in said["normal/P2/0.dcm"]
     assert len(said) == 4
@@ -252,7 +252,7 @@ def test_when_no_file_of_a_class_is_left_the_files_are_named(tmp_path):
 
 
 def test_a_damaged_slice_leaves_its_series_where_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(slices.ct, "read_slice", lambda file, index: np.zeros((4, 4), np.uint8) + int(file.stem))
+    monkeypatch.setattr(slices.readers, "read_slice", lambda file, index: np.zeros((4, 4), np.uint8) + int(file.stem))
 
     def lung_fraction(image):
         if image[0, 0] in (3, 9):

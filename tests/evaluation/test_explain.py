@@ -59,7 +59,7 @@ def test_a_map_on_the_lesion_hits_and_one_on_the_border_does_not():
     right[:, 11, 6] = 1
     wrong[:, 0, 0] = 1
     found = explain.on_lesions(right, lesions, lungs)
-    assert found.hit[0] == 1 and found.gain[0] > 10 and found.outside[0] == pytest.approx(0, abs=1e-6)
+    assert found.hit[0] == 1 and found.enrichment[0] > 10 and found.outside[0] == pytest.approx(0, abs=1e-6)
     assert 0.03 < found.chance[0] < 0.1
     missed = explain.on_lesions(wrong, lesions, lungs)
     assert missed.hit[0] == 0 and missed.outside[0] == pytest.approx(1, abs=1e-6)
@@ -70,7 +70,7 @@ def test_a_map_on_the_lesion_hits_and_one_on_the_border_does_not():
 
 def test_an_even_map_gains_nothing():
     lesions, lungs = slices_with_a_lesion()
-    assert explain.on_lesions(np.ones((2, 6, 6)), lesions, lungs).gain[0] == pytest.approx(1)
+    assert explain.on_lesions(np.ones((2, 6, 6)), lesions, lungs).enrichment[0] == pytest.approx(1)
 
 
 def test_occlusion_finds_the_place_that_decides(monkeypatch):
@@ -95,7 +95,7 @@ def test_even_attention_is_told_as_one(images):
     found = explain.attention_on_lesions(model, images, lesions)
     assert set(found) == {"attention_conv3", "attention_conv4", "attention_conv5"}
     for table in found.values():
-        assert table.gain[:3].to_numpy() == pytest.approx(1, rel=1e-4) and table[3:].isna().all(axis=None)
+        assert table.enrichment[:3].to_numpy() == pytest.approx(1, rel=1e-4) and table[3:].isna().all(axis=None)
         assert table.hit[:3].between(0, 1).all() and table.chance[:3].between(0, 1).all()
 
 
@@ -107,7 +107,7 @@ def test_random_weights_change_the_map_and_leave_the_network_alone(model, images
     assert set(table.weights) == {"trained", "random"}
     maps, others = (explain.class_maps(one, images, np.zeros(5, int)) for one in (model, explain.randomised(model)))
     assert not any(np.allclose(maps[name], others[name]) for name in maps)
-    assert table.likeness.dropna().between(-1, 1).all() and table.likeness.notna().any()
+    assert table.similarity.dropna().between(-1, 1).all() and table.similarity.notna().any()
     attention = table[table["map"].str.startswith("attention")]
     assert attention.empty or set(attention.weights) == {"trained", "random"}
     assert set(table["map"]) >= set(explain.levels(model))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covidlib import models
+from covidlib import models, readers
 from covidlib.predict import predict
 from covidlib.speed import export
 
@@ -83,13 +83,14 @@ def test_probabilities_and_doubts_are_those_of_the_run(model_path, scans, tmp_pa
     marked.paste((250, 0, 0), (10, 10, 20, 20))
     marked.save(tmp_path / "marked.png")
     table = predict.predict(run / "model.keras", tmp_path / "marked.png", tmp_path / "out")
-    assert table.loc[0, "doubts"].startswith("1% of its pixels are coloured")
+    assert table.loc[0, "quality_warnings"].startswith("1% of its pixels are coloured")
 
 
 def test_slices_without_lung_are_left_out_where_there_are_others():
     rows = [["a/1.png", "a", 0, 0.9, 0.1, True, ""], ["a/2.png", "a", 1, 0.1, 0.9, False, "no lungs are in view."],
             ["b/1.png", "b", 0, 0.2, 0.8, False, "no lungs are in view."]]
-    table = pd.DataFrame(rows, columns=["path", "patient", "slice_index", "p_covid", "p_normal", "lung", "doubts"])
+    table = pd.DataFrame(rows, columns=["path", "patient", "slice_index", "p_covid", "p_normal", "lung",
+                                        "quality_warnings"])
     patients = predict.by_patient(table, ("covid", "normal")).set_index("patient")
     assert list(patients.loc["a", ["slices", "used", "doubtful", "predicted"]]) == [2, 1, 1, "covid"]
     assert patients.loc["a", "p_covid"] == 0.9 and patients.loc["a", "suspicious"] == "a/1.png, slice 1"
@@ -113,7 +114,7 @@ def test_the_sheet_escapes_names_and_links_nowhere(model_path, scans, tmp_path):
 def test_the_answer_is_the_models_own(model_path, scans, tmp_path):
     single = predict.predict(model_path, scans / "one" / "0.png", tmp_path / "out")
     model = keras.models.load_model(model_path)
-    image = predict.ct.fit_square(predict.ct.read_slice(scans / "one" / "0.png"), 32)
+    image = readers.fit_square(readers.read_slice(scans / "one" / "0.png"), 32)
     expected = model.predict(image[None, ..., None].astype("float32"), verbose=0)[0]
     assert np.allclose(single[[f"p_{name}" for name in CLASSES]].to_numpy()[0], expected, atol=1e-5)
 

@@ -31,8 +31,8 @@ def resized(image, factor, resample=Image.Resampling.BICUBIC):
     lambda image: np.pad(image, 20, constant_values=255), lambda image: np.uint8(image * 0.7 + 30),
 ], ids=["enlarged", "reduced", "padded sideways", "padded above", "on a white page", "another window"])
 def test_the_same_body_gives_the_same_picture(slice_of, change):
-    before, lungs_before = crop.harmonise(slice_of, SIZE)
-    after, lungs_after = crop.harmonise(change(slice_of), SIZE)
+    before, lungs_before = crop.crop_to_lungs(slice_of, SIZE)
+    after, lungs_after = crop.crop_to_lungs(change(slice_of), SIZE)
     assert alike(before, after) > 0.95
     assert abs(before.mean() - after.mean()) < 12
     union, both = (lungs_before | lungs_after).sum(), (lungs_before & lungs_after).sum()
@@ -40,7 +40,7 @@ def test_the_same_body_gives_the_same_picture(slice_of, change):
 
 
 def test_lungs_and_what_lies_between_them_fill_the_square_on_black(slice_of):
-    image, lungs = crop.harmonise(slice_of, SIZE)
+    image, lungs = crop.crop_to_lungs(slice_of, SIZE)
     assert image.shape == lungs.shape == (SIZE, SIZE) and image.dtype == np.uint8 and lungs.dtype == bool
     columns = np.flatnonzero((image > 20).any(0))
     assert columns[0] <= crop.RIM + 2 and columns[-1] >= SIZE - crop.RIM - 3
@@ -50,14 +50,14 @@ def test_lungs_and_what_lies_between_them_fill_the_square_on_black(slice_of):
 
 
 def test_larger_sizes_hold_no_more(slice_of):
-    kept, _ = crop.harmonise(slice_of, crop.ACROSS)
-    assert np.array_equal(crop.resize(kept, 160), crop.harmonise(slice_of, 160)[0])
+    kept, _ = crop.crop_to_lungs(slice_of, crop.ACROSS)
+    assert np.array_equal(crop.resize(kept, 160), crop.crop_to_lungs(slice_of, 160)[0])
 
 
 def test_a_mask_that_is_given_is_used(slice_of):
     lungs = np.zeros(slice_of.shape, bool)
     lungs[60:140, 60:100] = lungs[60:140, 120:160] = True
-    image, seen = crop.harmonise(slice_of, SIZE, lungs)
+    image, seen = crop.crop_to_lungs(slice_of, SIZE, lungs)
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     assert abs(np.ptp(columns) / np.ptp(rows) - 100 / 80) < 0.06
     assert not seen[:, SIZE // 2 - 4 : SIZE // 2 + 4].any() and image[SIZE // 2, SIZE // 2] > 0
@@ -66,7 +66,7 @@ def test_a_mask_that_is_given_is_used(slice_of):
 def test_without_lungs_the_body_is_kept():
     y, x = np.mgrid[-64:64, -64:64]
     liver = np.uint8(220 * ((x / 55) ** 2 + (y / 40) ** 2 < 1))
-    image, lungs = crop.harmonise(liver, SIZE)
+    image, lungs = crop.crop_to_lungs(liver, SIZE)
     assert not lungs.any() and image[SIZE // 2, SIZE // 2] >= 200 and image[2, 2] == 0
 
 
@@ -75,15 +75,15 @@ def test_without_lungs_the_body_is_kept():
     np.arange(800, dtype=np.uint8).reshape(2, 400), np.random.default_rng(0).integers(0, 255, (90, 30), np.uint8),
 ], ids=["black", "white", "one pixel", "a strip", "noise"])
 def test_what_is_no_slice_is_no_error(image):
-    seen, lungs = crop.harmonise(image, 32)
+    seen, lungs = crop.crop_to_lungs(image, 32)
     assert seen.shape == (32, 32) and lungs.shape == (32, 32)
 
 
 def test_wrong_shapes_are_named(slice_of):
     with pytest.raises(ValueError, match=r"image's shape \(256, 256\)"):
-        crop.harmonise(slice_of, SIZE, np.zeros((9, 9), bool))
+        crop.crop_to_lungs(slice_of, SIZE, np.zeros((9, 9), bool))
     with pytest.raises(ValueError, match="Received: size=0"):
-        crop.harmonise(slice_of, 0)
+        crop.crop_to_lungs(slice_of, 0)
 
 
 def test_a_mask_is_placed_where_the_picture_goes(slice_of):
@@ -93,9 +93,9 @@ def test_a_mask_is_placed_where_the_picture_goes(slice_of):
     middle = rows[len(rows) // 2], columns[len(columns) // 2]
     mask[middle[0] - 4 : middle[0] + 5, middle[1] - 4 : middle[1] + 5] = True
     marked = np.where(mask, 255, np.where(lungs, 40, image)).astype(np.uint8)
-    seen, _ = crop.harmonise(marked, 96, lungs)
-    placed = crop.place(mask, 96, lungs)
+    seen, _ = crop.crop_to_lungs(marked, 96, lungs)
+    placed = crop.warp_mask(mask, 96, lungs)
     assert placed.any() and seen[placed].mean() > 150
-    whole = crop.place(lungs, 96, lungs)
-    assert whole.sum() == pytest.approx(crop.harmonise(image, 96, lungs)[1].sum(), rel=0.02)
-    assert not crop.place(mask, 96, np.zeros_like(lungs)).any()
+    whole = crop.warp_mask(lungs, 96, lungs)
+    assert whole.sum() == pytest.approx(crop.crop_to_lungs(image, 96, lungs)[1].sum(), rel=0.02)
+    assert not crop.warp_mask(mask, 96, np.zeros_like(lungs)).any()

@@ -16,12 +16,12 @@ def hu():
 
 @pytest.fixture(scope="module")
 def usual(hu):
-    return quality.typical([crop.harmonise(readers.apply_window(one), 96)[0] for one in hu[:-1]])
+    return quality.feature_ranges([crop.crop_to_lungs(readers.apply_window(one), 96)[0] for one in hu[:-1]])
 
 
 def doubted(picture, usual=None, size=96):
     body, lung = lungs.segment(picture)
-    return quality.of_slice(picture, lung, body, crop.harmonise(picture, size, lung)[0], usual)
+    return quality.slice_warnings(picture, lung, body, crop.crop_to_lungs(picture, size, lung)[0], usual)
 
 
 def test_a_slice_like_the_training_data_is_not_doubted(hu, usual):
@@ -48,7 +48,7 @@ def test_a_small_picture_is_doubted(hu):
 def test_noise_is_not_like_the_training_slices(hu, usual):
     noisy = readers.apply_window(hu[-1] + np.random.default_rng(0).normal(0, 500, hu[-1].shape))
     body, lung = lungs.segment(readers.apply_window(hu[-1]))
-    found = quality.of_slice(noisy, lung, body, crop.harmonise(noisy, 96, lung)[0], usual)
+    found = quality.slice_warnings(noisy, lung, body, crop.crop_to_lungs(noisy, 96, lung)[0], usual)
     assert "than its training slices" in " ".join(found) or "than in its training slices" in " ".join(found)
 
 
@@ -58,5 +58,5 @@ def test_colours_are_doubted_and_grey_stored_as_colour_is_not(tmp_path):
     grey[10:20, 10:20] = (200, 30, 30)
     Image.fromarray(grey).save(tmp_path / "marked.png")
     (tmp_path / "none.dcm").write_bytes(b"not a picture")
-    assert quality.of_file(tmp_path / "grey.png") == quality.of_file(tmp_path / "none.dcm") == []
-    assert "4% of its pixels are coloured" in quality.of_file(tmp_path / "marked.png")[0]
+    assert quality.file_warnings(tmp_path / "grey.png") == quality.file_warnings(tmp_path / "none.dcm") == []
+    assert "4% of its pixels are coloured" in quality.file_warnings(tmp_path / "marked.png")[0]

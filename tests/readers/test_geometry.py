@@ -54,7 +54,7 @@ def test_a_slice_that_is_not_axial_is_refused_everywhere(tmp_path):
     slices, errors = predict.find_slices(tmp_path / "covid")
     assert slices.empty and "not axial" in errors.error[0]
     found, problems = scans.find(tmp_path)
-    assert not found and len(problems) == 2 and "not axial" in problems[0].what
+    assert not found and len(problems) == 2 and "not axial" in problems[0].reason
     with pytest.raises(readers.ReadError, match="is a slice that is not axial"):
         scans.of_file(tmp_path / "covid" / "p" / "000.dcm")
 
@@ -123,7 +123,7 @@ def test_slices_of_one_scan_are_seen_each_as_it_is(tmp_path):
                 ImagePositionPatient=[0, 0, 5])
     scan = scans.find(mixed)[0][0]
     assert scan.is_hu and scan.picture(0).shape == scan.picture(1).shape == (64, 64)
-    assert scan.doubts(0) == [] and "reach from 0 to 65535" in scan.doubts(1)[0]
+    assert scan.quality_warnings(0) == [] and "reach from 0 to 65535" in scan.quality_warnings(1)[0]
 
 
 def test_a_damaged_series_that_would_be_turned_is_read_once(tmp_path, monkeypatch):

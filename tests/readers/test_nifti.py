@@ -64,7 +64,7 @@ def test_what_cannot_be_hu_is_scaled_by_its_own_range(tmp_path, what, stored):
         readers.read_hu(path, 1)
     picture = readers.read_slice(path, 1).astype(int)
     assert picture[TISSUE] > picture[LUNG] + 80, what
-    assert "doubtful" in quality.of_file(path, 1)[0]
+    assert "doubtful" in quality.file_warnings(path, 1)[0]
 
 
 def test_a_mask_is_a_mask_though_it_is_constant(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage
 
 from covidlib import readers
-from covidlib.readers import errors, volume
+from covidlib.readers import errors, raster, volume
 
 
 def test_window_edges_and_middle():
@@ -274,7 +274,7 @@ def test_jpegs_of_endless_scans_and_tiffs_of_endless_pages(tmp_path, monkeypatch
         readers.read_slice(tmp_path / "a.jpg")
     page = Image.fromarray(np.zeros((1, 1), np.uint8))
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 30)
-    for module in (errors, errors.pictures):
+    for module in (errors, raster):
         monkeypatch.setattr(module, "MAX_SLICES", 20)
     with pytest.raises(readers.ReadError, match="21 slices, at most 20"):
         readers.count_slices(tmp_path / "a.tif")
@@ -335,7 +335,7 @@ def test_tags_that_say_it_is_no_slice_or_no_hu(tmp_path):
         path = write_dicom(tmp_path / "a.dcm", RAMP, ImageType=["ORIGINAL", "PRIMARY", kind])
         with pytest.raises(readers.NotASlice, match=what) as caught:
             readers.read_slice(path)
-        assert caught.value.path == path and what in caught.value.what and caught.value.mend == "Leave it out"
+        assert caught.value.path == path and what in caught.value.reason and caught.value.hint == "Leave it out"
         again = pickle.loads(pickle.dumps(caught.value))
         assert type(again) is type(caught.value) and str(again) == str(caught.value)
     for slope in (0, "NaN"):

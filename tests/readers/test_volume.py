@@ -72,7 +72,7 @@ def test_what_does_not_belong_to_a_series_is_named(tmp_path):
     files.append(tmp_path / "cut.dcm")
     (series,), ungrouped = volume.group_series(files)
     assert [file.stem for file in series.files] == ["0", "2", "4"]
-    said = {error.path.relative_to(tmp_path).as_posix(): error.what for error in series.problems + ungrouped}
+    said = {error.path.relative_to(tmp_path).as_posix(): error.reason for error in series.problems + ungrouped}
     assert "place of 0.dcm" in said["1.dcm"] and "same SOPInstanceUID" in said["1.dcm"]
     assert "lies at the place of 2.dcm" in said["3.dcm"] and "UID" not in said["3.dcm"]
     assert "another plane" in said["5.dcm"] and "has 48x40 pixels" in said["odd/0.dcm"]
@@ -87,7 +87,7 @@ def test_one_uid_for_several_slices(tmp_path):
     assert len(series.files) == 3 and "2 slices of the series" in series.notes[0]
     files = [write_dicom(tmp_path / f"{k}.dcm", RAMP, SOPInstanceUID=uid) for k in range(2)]
     (series,), _ = volume.group_series(files)
-    assert series.files == files[:1] and "is 0.dcm again" in series.problems[0].what
+    assert series.files == files[:1] and "is 0.dcm again" in series.problems[0].reason
 
 
 def test_a_damaged_number_is_said_of_its_file(tmp_path):

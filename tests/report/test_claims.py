@@ -316,7 +316,7 @@ def test_an_accuracy_that_needs_no_anatomy_is_not_reproduced(tmp_path):
     own = checks.accuracy(Evidence(runs_dir), "improved", 0.1)
     assert own.holds
     (runs_dir / "audit").mkdir()
-    table = pd.DataFrame([["lungs blacked out", "harmonised", "grouped cross-validation", own.interval[0] - 0.01],
+    table = pd.DataFrame([["outside the lungs", "harmonised", "grouped cross-validation", own.interval[0] - 0.01],
                           ["file facts", "files", "grouped cross-validation", 0.2],
                           ["sharpness", "harmonised", "grouped cross-validation", 0.99]],
                          columns=["baseline", "seen", "protocol", "accuracy"])

@@ -35,7 +35,7 @@ def made(tmp_path_factory):
         "notes": ["Pairs <leak> here."],
         "slices": 120,
         "patients": 60,
-        "left_out": [{"path": "covid/<x>.dcm", "what": "is empty (0 bytes)", "mend": "Copy it again"}],
+        "left_out": [{"path": "covid/<x>.dcm", "reason": "is empty (0 bytes)", "hint": "Copy it again"}],
     }
     for name, table in {"comparison/comparison": NETWORKS, "audit/shortcuts": BASELINES}.items():
         (runs_dir / name).parent.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ from conftest import NARROW
 from PIL import Image
 
 from covidlib import models
+from covidlib.datasets import decode
 from covidlib.speed import export
 
 CLASSES = ("covid", "viral", "normal")
@@ -121,7 +122,7 @@ def test_the_record_says_where_it_came_from(improved, tmp_path, monkeypatch):
     assert record["classes"] == list(CLASSES) and record["image_size"] == 48 and record["variant"] == "improved"
     assert record["weights_sha256"] == weights_sha256(model) and record["calibration"]["slices"] == 32
     assert {"openvino", "nncf", "onnx", "keras"} <= set(record["packages"]) and str(tmp_path) not in str(record)
-    monkeypatch.setattr(export, "_harmonisation_sha256", lambda: "another")
+    monkeypatch.setattr(decode, "code_sha256", lambda: "another")
     with pytest.warns(UserWarning, match="another version"):
         export.load(folder)
 
@@ -206,8 +207,11 @@ import sys, time
 import numpy as np
 calls = []
 sys.addaudithook(lambda event, _: calls.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-from covidlib import export, models
+from covidlib import models
 from covidlib.models import resnet
+from covidlib.datasets import decode
+from covidlib.datasets import decode
+from covidlib.speed import export
 resnet.STAGES = {stages}
 model = models.build_classifier("improved", ("a", "b"), 32, precision="float32")
 slices = np.random.default_rng(0).integers(0, 256, (32, 32, 32), dtype=np.uint8)

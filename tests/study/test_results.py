@@ -56,7 +56,7 @@ def made_up(tmp_path_factory):
          "counts": {}, "manifest_sha256": "x", "root": "../secret", "notes": ["a note"]}))
     audit = home / "runs/ucsd-covid-ct/study/audit"
     audit.mkdir()
-    pd.DataFrame({"baseline": ["majority class", "file facts", "lungs blacked out"],
+    pd.DataFrame({"baseline": ["majority class", "file facts", "outside the lungs"],
                   "seen": ["files", "files", "harmonised"], "protocol": "official test split",
                   "accuracy": [0.5, 0.9, 0.5], "low": 0.4, "high": 0.95, "auc": 0.5}).to_csv(
         audit / "shortcuts.csv", index=False)
@@ -130,13 +130,13 @@ def test_patients_are_told_beside_slices(tables):
 
 
 def test_pictures_under_two_labels_are_left_out_of_the_last_column(made_up):
-    made = results.arms(results.find(made_up))
-    arm = next(arm for arm in made if arm.protocol == "split" and arm.variant == "resnet50")
-    table = arm.on()[0]
+    made = results.group_runs(results.find(made_up))
+    group = next(group for group in made if group.protocol == "split" and group.variant == "resnet50")
+    table = group.on()[0]
     wrong = set(table.path[(table.p_covid > 0.5) != (table.label == "covid")])
-    without = results.summary([arm], {"ucsd-covid-ct": wrong}).iloc[0]
+    without = results.summary([group], {"ucsd-covid-ct": wrong}).iloc[0]
     assert without.accuracy_without_conflicts > without.accuracy
-    assert results.summary([arm]).iloc[0].accuracy_without_conflicts == pytest.approx(without.accuracy)
+    assert results.summary([group]).iloc[0].accuracy_without_conflicts == pytest.approx(without.accuracy)
 
 
 def test_scaling_is_fitted_on_validation_slices_alone(tmp_path):
@@ -147,7 +147,7 @@ def test_scaling_is_fitted_on_validation_slices_alone(tmp_path):
     pd.concat([sure, honest]).to_csv(folder / "predictions.csv", index=False)
     (run,) = results.find(tmp_path)
     assert run.temperature == pytest.approx(4, rel=0.2)
-    row = results.summary(results.arms([run])).iloc[0]
+    row = results.summary(results.group_runs([run])).iloc[0]
     assert row.ece < 0.06 < row.ece_scaled
 
 
@@ -178,21 +178,21 @@ def test_half_of_the_folds_is_told_as_half_and_decides_nothing(tmp_path):
     for fold in (0, 1):
         write_run(tmp_path, "ucsd-covid-ct", "resnet50", 0, fold, 0.5, range(40 * fold, 40 * fold + 40))
     write_run(tmp_path, "ucsd-covid-ct", "improved", 0, 1, 1.5, range(40, 80))
-    made = results.arms(results.find(tmp_path))
+    made = results.group_runs(results.find(tmp_path))
     table = slices(results.summary(made))
     assert [results.tested(row) for row in table.reset_index().itertuples()] == ["2 of 5 folds", "1 of 5 folds"]
     (row,) = results.differences(made).itertuples()
     assert row.n == 80 and row.folds == 1  # the fold that both have
-    assert results.differences([arm for arm in made if arm.variant == "improved"]).empty
+    assert results.differences([group for group in made if group.variant == "improved"]).empty
 
 
 def test_seeds_of_unlike_folds_and_networks_of_unlike_folds_are_no_crash(tmp_path):
     write_run(tmp_path, "ucsd-covid-ct", "resnet50", 0, 0, 0.5, range(40))
     write_run(tmp_path, "ucsd-covid-ct", "improved", 0, 1, 1.5, range(40, 80))
-    assert results.differences(results.arms(results.find(tmp_path))).empty
+    assert results.differences(results.group_runs(results.find(tmp_path))).empty
     for fold in (0, 1):
         write_run(tmp_path, "ucsd-covid-ct", "resnet50", 1, fold, 0.5, range(40 * fold, 40 * fold + 40))
-    row = slices(results.summary(results.arms(results.find(tmp_path)))).loc[("folds", "resnet50")]
+    row = slices(results.summary(results.group_runs(results.find(tmp_path)))).loc[("folds", "resnet50")]
     assert row.n == 80 and row.seeds == 2
 
 
@@ -200,11 +200,11 @@ def test_of_six_patients_nothing_but_counts_is_told(tmp_path):
     for variant in ("resnet50", "improved"):
         write_run(tmp_path, "covid-ct-md", variant, 0, -1, 1.0, range(6))
     write_run(tmp_path, "phantom", "resnet50", 0, -1, 1.0, range(6))
-    made = results.arms(results.find(tmp_path))
+    made = results.group_runs(results.find(tmp_path))
     table = results.summary(made).set_index(["dataset", "variant", "unit"])
     row = table.loc[("covid-ct-md", "improved", "slice")]
-    assert row.told == "too few patients" and row.n == 12 and np.isnan(row.accuracy)
-    assert table.loc[("phantom", "resnet50", "slice")].told == "mechanics only"
+    assert row.evidence_level == "too few patients" and row.n == 12 and np.isnan(row.accuracy)
+    assert table.loc[("phantom", "resnet50", "slice")].evidence_level == "mechanics only"
     assert results.differences(made).empty and set(results.per_class(made).dataset) == {"phantom"}
     assert results.every_run(results.find(tmp_path)).set_index("dataset").accuracy["covid-ct-md"].isna().all()
 
@@ -216,7 +216,7 @@ def test_runs_of_another_recipe_are_not_compared(tmp_path):
     record["parameters"]["epochs"] = 70
     (folder / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="Received: epochs="):
-        results.arms(results.find(tmp_path))
+        results.group_runs(results.find(tmp_path))
 
 
 def test_publishing_copies_what_is_small_and_names_no_folder(published):
@@ -229,7 +229,7 @@ def test_publishing_copies_what_is_small_and_names_no_folder(published):
     for name in ("accuracy", "differences", "reliability", "curves"):
         assert (published / f"figures/{name}.png").stat().st_size > 5000
     rows = json.loads((published / "claims.json").read_text())
-    gain = next(row for row in rows if row["id"] == "gain")
+    gain = next(row for row in rows if row["id"] == "enrichment")
     assert gain["verdict"] == "reproduced" and "folds" in gain["measured"]
     page = (published / "README.md").read_text()
     assert "5 of 5 folds" in page and "## What the protocol plans" in page

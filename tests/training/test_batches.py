@@ -80,13 +80,13 @@ def test_mistakes_are_named(arrays):
 def test_what_is_fed_are_the_same_batches_without_autotuning():
     images = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
     made = batches.Batches(images, np.eye(5), 2, seed=3)
-    fed = batches.feed(made)
+    fed = batches.to_dataset(made)
     if keras.backend.backend() == "tensorflow":
         assert fed.options().autotune.enabled is False and fed.cardinality() == len(made)
     for (x, y), (fed_x, fed_y) in zip([made[n] for n in range(len(made))], fed, strict=True):
         np.testing.assert_array_equal(x, fed_x)
         np.testing.assert_array_equal(y, fed_y)
-    assert len(batches.feed(batches.Batches(images[:0], np.eye(5)[:0], 2))) == 0
+    assert len(batches.to_dataset(batches.Batches(images[:0], np.eye(5)[:0], 2))) == 0
 
 
 def test_batches_that_are_made_ahead_stay_in_their_place_when_a_reading_is_broken_off():

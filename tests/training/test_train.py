@@ -57,7 +57,7 @@ def run_tiny(folder, **changes):
     ("improved", "Give yourself the right to write there, or take another folder.")])
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, repository, bound, closed, told):
     home = tmp_path / "home"
-    source, _ = decode.take_in(datasets.load("phantom", tmp_path / "data", [6, 6, 6]), SIZE, home / "cache")
+    source, _ = decode.decode_dataset(datasets.load("phantom", tmp_path / "data", [6, 6, 6]), SIZE, home / "cache")
     datasets.save(datasets.replace(source, manifest=splits.assign(source.manifest, 0)[0]), home)
     (home / closed).mkdir(exist_ok=True)
     (home / closed).chmod(0o555)
