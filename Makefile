@@ -49,17 +49,13 @@ publish: env ## reports/published and its tables in README.md and MODEL_CARD.md,
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-benchmark: env ## this machine's figures into benchmarks/, 40 minutes; frontier: DATA_ROOT=ucsd-covid-ct's folder
+benchmark: env ## this machine's speed and memory into benchmarks/, 20 minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.augmentation
 	$(BIN)/python -m benchmarks.footprint
-	$(BIN)/python -m benchmarks.growth
-	for backend in tensorflow jax torch; do KERAS_BACKEND=$$backend $(BIN)/python -m benchmarks.gpu || exit 1; done
-	[ -z $(call quoted,DATA_ROOT) ] || $(BIN)/python -m benchmarks.frontier --data-root $(call quoted,DATA_ROOT)
-	$(BIN)/python -m benchmarks.bars
-	$(BIN)/python -m benchmarks.capacity
+	$(BIN)/python -m benchmarks.tables
 
 lab: env ## JupyterLab in notebooks/
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_data.ipynb
@@ -79,7 +75,6 @@ audit: env ## known vulnerabilities of what the lock pins, and docs/licenses.md 
 lock: env ## resolve requirements.lock and environment.yml anew (needs uv)
 	$(BIN)/python workflow/lock.py
 
-clean: ## remove runs and generated reports; .venv, data and runs/benchmarks stay
-	find runs -mindepth 1 -maxdepth 1 ! -name benchmarks -exec rm -rf {} + 2>/dev/null || true
-	rm -rf .snakemake
+clean: ## remove runs and generated reports; .venv and data stay
+	rm -rf runs .snakemake
 	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} + 2>/dev/null || true

@@ -1,8 +1,8 @@
-"""A network as a compiled function on each of Keras's backends, and what its device tells. Needs Keras and NumPy.
+"""A network as a compiled function on each of Keras's backends, and its device's memory. Needs Keras and NumPy.
 
 All three take uint8 images (B, S, S, C) and one-hot labels (B, classes) that `put` brought to the device from where
-`host` had them, and answer before the device is done; `wait` waits. The step is that of `session`, but with Keras's own
-AdamW on all three: cross-entropy, dropout and moving statistics, too.
+`host` had them, and answer before the device is done; `wait` waits. The training step is that of `training.loop`, but
+with Keras's own AdamW on all three: cross-entropy, dropout and moving statistics, too.
 
 float32 is what each framework makes of it by default, on GPUs since Ampere convolutions in TF32; PyTorch is told to
 take it for matrix products as well, as the others do.
@@ -29,7 +29,7 @@ def _loss(labels, probabilities):
 
 
 class Tensorflow:
-    """tf.function. Its fused kernels see channels last as they are; `session` does not train with XLA (`compiles`)."""
+    """tf.function. Its fused kernels see channels last as they are; `compiles`: through XLA."""
 
     def __init__(self, compiles=False):
         import tensorflow as tf

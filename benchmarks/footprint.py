@@ -1,10 +1,10 @@
 """What one waits for before anything is computed: imports, notebooks' first cells, phantoms; and the phantoms' memory.
 
-    python -m benchmarks.footprint        # six minutes on 2 cores; writes footprint_<device>.csv and its bars
+    python -m benchmarks.footprint        # six minutes on 2 cores; writes footprint_<device>.csv and the targets
 
 Every sample is a process of its own. `first cell` is what the first cell of a notebook imports, from the start of the
-interpreter. Phantoms are drawn as `covidlib.phantom.generate` does, on 2 processes; their memory is the
-highest sum of the resident memory of all processes, looked at every 50 ms.
+interpreter. Phantoms are drawn by `covidlib.phantom.generate` in 2 processes; their memory is the highest sum of the
+resident memory of all processes, sampled every 50 ms.
 """
 
 import ast
@@ -19,10 +19,8 @@ import numpy as np
 import psutil
 
 from benchmarks import tables
-from benchmarks.growth import exponent
 from covidlib.speed import timing
 
-COMMAND = "python -m benchmarks.footprint"
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 REPEATS = 5
 PHANTOMS = [(135, 30, 135), (450, 100, 450), (1350, 300, 1350)]  # the last: the paper's 3000 slices
@@ -35,7 +33,7 @@ seconds = time.perf_counter() - start
 assert not {"tensorflow", "jax", "torch", "keras"} & set(sys.modules), "covidlib imports a framework"
 print(seconds)
 """
-GENERATE = "import sys; from covidlib.datasets import phantom; phantom.generate(sys.argv[1], map(int, sys.argv[2:]))"
+GENERATE = "import sys; from covidlib import phantom; phantom.generate(sys.argv[1], map(int, sys.argv[2:]))"
 
 
 def main():
@@ -46,19 +44,17 @@ def main():
     for name, seconds in cells.items():
         median, q1, q3 = timing.quartiles(seconds)
         rows.append({"what": name, "seconds": median, "q1": q1, "q3": q3, "rounds": REPEATS})
-    slowest = max((name for name in code), key=lambda name: np.median(cells[name]))
+    slowest = max(code, key=lambda name: np.median(cells[name]))
     drawn = [phantoms(counts) for counts in PHANTOMS]
     rows += drawn
-    tables.save(f"footprint_{tables.device()}.csv", rows, COLUMNS, digits=3)
-    whole = drawn[-1]["seconds"]
-    power = exponent([row["slices"] for row in drawn], [row["peak_mib"] for row in drawn])
-    tables.write_bars([
-        ("import covidlib, no framework imported, s", tables.AtMost(0.3), timing.quartiles(cells["import covidlib"])),
-        (f"slowest {slowest.replace('first cell', 'first cell, that')}, s", tables.AtMost(6),
-         timing.quartiles(cells[slowest])),
-        (f"phantoms, {drawn[-1]['slices']} slices of 256 px, s", tables.AtMost(60), (whole,) * 3),
-        ("phantoms: exponent of memory in slices", tables.AtMost(0.05), (power,) * 3),
-    ], "footprint", COMMAND)
+    tables.save(f"footprint_{tables.device()}.csv", rows, COLUMNS)
+    slices, peaks = ([row[column] for row in drawn] for column in ("slices", "peak_mib"))
+    tables.write_targets([
+        ("import covidlib, no framework imported, s", "<= 0.3", timing.quartiles(cells["import covidlib"])),
+        (f"slowest {slowest.replace('first cell', 'first cell, that')}, s", "<= 6", timing.quartiles(cells[slowest])),
+        (f"phantoms, {slices[-1]} slices of 256 px, s", "<= 60", drawn[-1]["seconds"]),
+        ("phantoms: exponent of memory in slices", "<= 0.05", np.polyfit(np.log(slices), np.log(peaks), 1)[0]),
+    ], "footprint")
 
 
 def imports(path):

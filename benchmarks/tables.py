@@ -1,32 +1,26 @@
-"""Where benchmarks write: one CSV per mode, precision, framework and device, and one of the bars per mode and device.
+"""What benchmarks write: tables of rates and of targets in results/, and the targets' section of README.md.
 
     results/<mode>_<precision>_<framework>_<device>.csv     rows of COLUMNS
-    results/<mode>_bars_<device>.csv                        rows of BARS; ratios of one run, sides interleaved
+    results/<mode>_targets_<device>.csv                     rows of TARGETS
+    python -m benchmarks.tables                             puts all targets into README.md, between its two marks
 
-Needs the standard library only, so that a bare machine with a GPU can write the same files.
+Needs NumPy only, so that a bare machine with a GPU can write the same files.
 """
 
 import csv
 import datetime
-import math
 import re
 from numbers import Integral, Real
 from pathlib import Path
 
+from covidlib.speed import timing
 from covidlib.utils import provenance
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["variant", "harness", "image_size", "batch", "threads", "images_per_second", "q1", "q3", "rounds", "date"]
-BARS = ["bar", "wanted", "measured", "q1", "q3", "met", "command", "date"]
-
-
-class AtMost(float):
-    """What a bar wants where less is better."""
-
-    def __repr__(self):
-        return f"<= {float(self):g}"
-
-    __str__ = __repr__
+TARGETS = ["target", "wanted", "measured", "q1", "q3", "met", "command", "date"]
+PAGE = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- the targets, by benchmarks.tables -->", "<!-- end of the targets -->"
 
 
 def device(gpu=False):
@@ -36,50 +30,84 @@ def device(gpu=False):
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
 
 
-def write(rows, mode, more=(), where=None, show=True):
-    """rows: dicts with `precision`, `framework` and COLUMNS (without date). Each file is written anew.
+def rate(variant, harness, image_size, batch, rates, precision, framework, **more):
+    """A row for `write`: median and quartiles of `rates`, images per second of each round."""
+    median, q1, q3 = timing.quartiles(rates)
+    return {"variant": variant, "harness": harness, "image_size": image_size, "batch": batch,
+            "threads": provenance.threads(), "images_per_second": median, "q1": q1, "q3": q3, "rounds": len(rates),
+            "precision": precision, "framework": framework} | more
 
-    more: names of columns besides those; where: the device's name unless it is `device()`.
+
+def write(rows, mode, more=(), where=None, show=True):
+    """One file for each precision and framework of `rows` (of `rate`), written anew.
+
+    more: names of columns besides COLUMNS; where: the device's name unless it is `device()`.
     """
     for precision, framework in sorted({(row["precision"], row["framework"]) for row in rows}):
         part = [row for row in rows if (row["precision"], row["framework"]) == (precision, framework)]
-        save(f"{mode}_{precision}_{framework}_{where or device()}.csv", part, [*COLUMNS, *more], 2, show)
+        save(f"{mode}_{precision}_{framework}_{where or device()}.csv", part, [*COLUMNS, *more], show)
 
 
-def write_bars(bars, mode, command, where=None, show=True):
-    """bars: (statement, wanted, (median, q1, q3)) of each; a bar is met if the median reaches what is wanted.
+def write_targets(targets, mode, where=None, command=None):
+    """targets: (statement, wanted, found) of each; wanted is ">= 2" or "<= 2", found is one number or (median, q1, q3).
 
-    wanted: the least, or the most as `AtMost`. In place of the quartiles stands None for "not measured".
+    A target whose `found` is None was not measured.
     """
     rows = []
-    for bar, wanted, found in bars:
-        row = {"bar": bar, "wanted": wanted, "met": "not measured", "command": command}
+    for statement, wanted, found in targets:
+        row = {"target": statement, "wanted": wanted, "met": "not measured",
+               "command": command or f"python -m benchmarks.{mode}"}
         if found is not None:
-            reached = found[0] <= wanted if isinstance(wanted, AtMost) else found[0] >= wanted
-            row |= dict(zip(("measured", "q1", "q3"), found, strict=True), met="yes" if reached else "no")
+            found = found if isinstance(found, tuple) else (found,) * 3
+            sign, limit = wanted.split()
+            met = found[0] <= float(limit) if sign == "<=" else found[0] >= float(limit)
+            row |= dict(zip(("measured", "q1", "q3"), found, strict=True), met="yes" if met else "no")
         rows.append(row)
-    save(f"{mode}_bars_{where or device()}.csv", rows, BARS, 3, show, hidden=("command",))
+    save(f"{mode}_targets_{where or device()}.csv", rows, TARGETS)
 
 
-def save(name, rows, columns, digits=2, show=True, hidden=()):
-    """Write dicts to the file `name` in RESULTS, `date` added, numbers rounded to `digits`, what is missing empty.
+def save(name, rows, columns, show=True):
+    """Write dicts to the file `name` in RESULTS: `date` added, 3 decimals, what is missing empty.
 
-    show: print the table, too, without the columns `hidden`.
+    show: print the table, too.
     """
-    rows = [[_text(row.get(column, ""), digits) for column in columns]
+    rows = [[_text(row.get(column, "")) for column in columns]
             for row in ({**row, "date": datetime.date.today()} for row in rows)]
     RESULTS.mkdir(parents=True, exist_ok=True)
     with open(RESULTS / name, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     if show:
-        shown = [[value for value, column in zip(row, columns, strict=True) if column not in hidden]
-                 for row in (columns, *rows)]
-        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-        lines = ("  ".join(value.rjust(width) for value, width in zip(row, widths, strict=True)) for row in shown)
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        lines = ("  ".join(map(str.rjust, row, widths)) for row in (columns, *rows))
         print(name, *lines, "", sep="\n", flush=True)
 
 
-def _text(value, digits):
-    if isinstance(value, AtMost | Integral) or not isinstance(value, Real):
+def _text(value):
+    if isinstance(value, Integral) or not isinstance(value, Real):
         return "" if value is None else str(value)
-    return "" if math.isnan(value) else str(round(float(value), digits))
+    return "" if value != value else str(round(float(value), 3))
+
+
+def write_page():
+    """Put the targets of all tables into the page."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{PAGE.name} must hold the lines {BEGIN} and {END}; restore it from git")
+    PAGE.write_text(f"{before}{BEGIN}\n{''.join(_sections())}{END}{after}")
+
+
+def _sections():
+    """A heading and a table for every file of targets."""
+    for path in sorted(RESULTS.glob("*_targets_*.csv")):
+        mode, _, where = path.stem.partition("_targets_")
+        rows = list(csv.DictReader(path.open(newline="")))
+        yield f"\n**{mode}** on {where}, {rows[0]['date']}: `{rows[0]['command']}`\n\n"
+        yield "| target | wanted | measured (quartiles) | met |\n|---|---|---|---|\n"
+        for row in rows:
+            spread = f" ({row['q1']} to {row['q3']})" if row["q1"] != row["q3"] else ""
+            yield f"| {row['target']} | {row['wanted']} | {row['measured'] or '-'}{spread} | {row['met']} |\n"
+
+
+if __name__ == "__main__":
+    write_page()
