@@ -8,6 +8,7 @@ they show its table, from DICOM files that were not read before. The first paint
 to the first control, with a kernel that waits for the next page.
 """
 
+import argparse
 import shutil
 import socket
 import subprocess
@@ -33,6 +34,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         for size in SIZES:

@@ -8,6 +8,7 @@ augmentation is fast enough if one core stays well ahead of training. `keras lay
 one core: batches of 16 through Keras's preprocessing layers with the same ranges, compiled.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ from covidlib.preprocessing.augmentation import OPERATIONS, PAPER, Augmenter
 from covidlib.speed import timing
 
 SIZES = {224: 120, 96: 450}  # px: images/s that one core has to reach, ten times what training took beforehand
-BATCH, ROUNDS = 16, 6
+BATCH = 16
 
 
 def chain(image, values):
@@ -59,7 +60,7 @@ def sides(size):
     }
 
 
-def keras_layers():
+def keras_layers(rounds):
     """Seconds of each round of the preprocessing layers, printed as JSON: {size: [...]}; bound to one core."""
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     import tensorflow as tf
@@ -77,16 +78,23 @@ def keras_layers():
     for size in SIZES:
         images = tf.random.uniform((BATCH, size, size, 1), 0, 255)
         tasks = {size: lambda images=images: function(images).numpy()}
-        taken |= timing.interleave(tasks, ROUNDS)
+        taken |= timing.interleave(tasks, rounds)
     print(json.dumps({size: seconds.tolist() for size, seconds in taken.items()}))
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--keras-layers", action="store_true", help="time these alone, and print their seconds")
+    settings = parser.parse_args()
+    if settings.keras_layers:
+        return keras_layers(settings.rounds)
     rows, targets = [], []
-    taken = {size: timing.interleave(sides(size), ROUNDS) for size in SIZES}
+    taken = {size: timing.interleave(sides(size), settings.rounds) for size in SIZES}
     if hasattr(os, "sched_setaffinity"):
-        answer = subprocess.run([sys.executable, "-m", "benchmarks.augmentation", "keras"], capture_output=True,
-                                text=True, check=True, env={**os.environ, "KERAS_BACKEND": "tensorflow"})
+        answer = subprocess.run([sys.executable, "-m", "benchmarks.augmentation", "--keras-layers", "--rounds",
+                                 str(settings.rounds)], capture_output=True, text=True, check=True,
+                                env={**os.environ, "KERAS_BACKEND": "tensorflow"})
         for size, seconds in json.loads(answer.stdout.splitlines()[-1]).items():
             taken[int(size)]["keras layers"] = np.array(seconds)
     for size, needed in SIZES.items():
@@ -102,4 +110,4 @@ def main():
 
 
 if __name__ == "__main__":
-    keras_layers() if sys.argv[1:] == ["keras"] else main()
+    main()

@@ -1,7 +1,7 @@
 """A network as a compiled function on each of Keras's backends, and its device's memory. Needs Keras and NumPy.
 
 All three take uint8 images (B, S, S, C) and one-hot labels (B, classes) that `put` brought to the device from where
-`host` had them, and answer before the device is done; `wait` waits. The training step is that of `training.loop`, but
+`host` had them, and answer before the device is done. The training step is that of `training.loop`, but
 with Keras's own AdamW on all three: cross-entropy, dropout and moving statistics, too.
 
 float32 is what each framework makes of it by default, on GPUs since Ampere convolutions in TF32; PyTorch is told to
@@ -9,11 +9,10 @@ take it for matrix products as well, as the others do.
 """
 
 import keras
-import numpy as np
 
 
 def current():
-    """The harness of the backend that Keras runs on."""
+    """The one that Keras runs on."""
     return {"tensorflow": Tensorflow, "jax": Jax, "torch": Torch}[keras.backend.backend()]()
 
 
@@ -28,18 +27,27 @@ def _loss(labels, probabilities):
     return keras.ops.mean(keras.losses.categorical_crossentropy(labels, probabilities))
 
 
-class Tensorflow:
-    """tf.function. Its fused kernels see channels last as they are; `compiles`: through XLA."""
+class Backend:
+    """gpu: name of the device, None for a CPU. compiles: whether it may compile what it need not, see below."""
 
-    def __init__(self, compiles=False):
-        import tensorflow as tf
-
-        self.tf, self.compiles = tf, compiles
-        found = tf.config.list_physical_devices("GPU")
-        self.gpu = tf.config.experimental.get_device_details(found[0])["device_name"] if found else None
+    compiles = False
 
     def host(self, array):
         return array
+
+    def forget_memory(self):
+        pass
+
+
+class Tensorflow(Backend):
+    """tf.function, whose fused kernels take channels last as they are; `compiles`: through XLA."""
+
+    def __init__(self):
+        import tensorflow as tf
+
+        self.tf = tf
+        found = tf.config.list_physical_devices("GPU")
+        self.gpu = tf.config.experimental.get_device_details(found[0])["device_name"] if found else None
 
     def put(self, array):
         with self.tf.device("GPU:0" if self.gpu else "CPU:0"):
@@ -60,12 +68,6 @@ class Tensorflow:
 
         return self.tf.function(step, jit_compile=self.compiles)
 
-    def product(self, a, b):
-        return self.tf.function(lambda: self.tf.matmul(a, b))
-
-    def wait(self, result):
-        return result.numpy()
-
     def forget_memory(self):
         if self.gpu:
             self.tf.config.experimental.reset_memory_stats("GPU:0")
@@ -75,7 +77,7 @@ class Tensorflow:
         return self.tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20 if self.gpu else None
 
 
-class Jax:
+class Jax(Backend):
     """jax.jit, the state of training donated. XLA chooses the layout of each convolution itself."""
 
     def __init__(self):
@@ -84,9 +86,6 @@ class Jax:
         self.jax = jax
         device = jax.devices()[0]
         self.gpu = device.device_kind if device.platform == "gpu" else None
-
-    def host(self, array):
-        return array
 
     def put(self, array):
         return self.jax.device_put(array)
@@ -112,16 +111,6 @@ class Jax:
         state = self._values(model.trainable_variables, model.non_trainable_variables, optimizer.variables)
         state = self.jax.tree.map(lambda array: array.copy(), state)  # the model's own stay valid
         return _Compiled(self.jax.jit(step, donate_argnums=0), state, keeps_state=True)
-
-    def product(self, a, b):
-        function = self.jax.jit(lambda a, b: a @ b)
-        return lambda: function(a, b)
-
-    def wait(self, result):
-        return np.asarray(result)
-
-    def forget_memory(self):
-        pass
 
     def memory(self, function):
         """What the compiled function needs on its device as its compiler counts it, MiB."""
@@ -150,18 +139,18 @@ class _Compiled:
         return self.compiled.memory_analysis()
 
 
-class Torch:
+class Torch(Backend):
     """Eager, or torch.compile (`compiles`), which Keras's layers break into many small graphs.
 
     Keras's convolutions and poolings on PyTorch copy (B, H, W, C) to (B, C, H, W) and, for convolutions, back to
     channels last. Here they get the permuted view, which is channels last already: the same numbers, no copy.
     """
 
-    def __init__(self, compiles=False):
+    def __init__(self):
         import torch
         from keras.src.backend.torch import nn
 
-        self.torch, self.compiles = torch, compiles
+        self.torch = torch
         self.gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         torch.set_float32_matmul_precision("high")
         nn._transpose_spatial_inputs = lambda x: x.movedim(-1, 1)
@@ -202,12 +191,6 @@ class Torch:
         self.torch.compiler.reset()  # shapes of the network before are no reason to compile for any shape
         self.torch._dynamo.config.recompile_limit = 1024  # one function of Keras's meets every layer's shape
         return self.torch.compile(function, dynamic=False)
-
-    def product(self, a, b):
-        return lambda: a @ b
-
-    def wait(self, result):
-        return result.float().cpu().numpy()
 
     def forget_memory(self):
         if self.gpu:

@@ -7,6 +7,7 @@ interpreter. Phantoms are drawn by `covidlib.phantom.generate` in 2 processes; t
 resident memory of all processes, sampled every 50 ms.
 """
 
+import argparse
 import ast
 import json
 import subprocess
@@ -22,7 +23,6 @@ from benchmarks import tables
 from covidlib.speed import timing
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-REPEATS = 5
 PHANTOMS = [(135, 30, 135), (450, 100, 450), (1350, 300, 1350)]  # the last: the paper's 3000 slices
 COLUMNS = ["what", "slices", "seconds", "q1", "q3", "rounds", "peak_mib", "date"]
 IMPORT = """
@@ -37,13 +37,16 @@ GENERATE = "import sys; from covidlib import phantom; phantom.generate(sys.argv[
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
     code = {f"first cell of {path.stem}": imports(path) for path in NOTEBOOKS}
-    cells = timing.interleave({name: lambda text=text: python(text) for name, text in code.items()}, REPEATS, warmup=1)
-    cells["import covidlib"] = np.array([float(python(IMPORT)) for _ in range(REPEATS)])
+    cells = timing.interleave({name: lambda text=text: python(text) for name, text in code.items()}, rounds)
+    cells["import covidlib"] = np.array([float(python(IMPORT)) for _ in range(rounds)])
     rows = []
     for name, seconds in cells.items():
         median, q1, q3 = timing.quartiles(seconds)
-        rows.append({"what": name, "seconds": median, "q1": q1, "q3": q3, "rounds": REPEATS})
+        rows.append({"what": name, "seconds": median, "q1": q1, "q3": q3, "rounds": rounds})
     slowest = max(code, key=lambda name: np.median(cells[name]))
     drawn = [phantoms(counts) for counts in PHANTOMS]
     rows += drawn

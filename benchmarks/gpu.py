@@ -65,17 +65,12 @@ class Bench:
             dtype = "bfloat16" if "bfloat16" in precision else "float32"
             a, b = (keras.ops.convert_to_tensor(keras.random.normal((size, size), seed=seed, dtype=dtype))
                     for seed in (1, 2))
-            product = self.device.product(a, b)
-
-            def wait(result):
-                self.device.wait(keras.ops.sum(result))  # does not fetch 8192 x 8192 numbers
-
-            rates, _ = self.rates(product, 2.0 * size**3, wait)
+            rates, _ = self.rates(lambda: keras.ops.matmul(a, b), 2.0 * size**3)
             self.peaks[precision] = timing.quartiles(rates)[0]
             print(f"peak       {precision} {self.peaks[precision] / 1e12:.4g} TFLOP/s", flush=True)
         return self.peaks[precision]
 
-    def rates(self, call, amount, wait):
+    def rates(self, call, amount):
         """(`amount` per second of `call` in each sample, seconds of the first call)."""
         start = time.perf_counter()
         wait(call())
@@ -115,17 +110,21 @@ class Bench:
         given = self.arrays(row["batch"], *model.input_shape[2:])[:1 + training]
         given = [device.host(array) for array in given]
         held = [device.put(array) for array in given]
-        rates, first = self.rates(lambda: function(*held), row["batch"], device.wait)
+        rates, first = self.rates(lambda: function(*held), row["batch"])
         more = {"first_call": first, "device_mib": device.memory(function)}
         self.add(mode, precision, **row, harness=HARNESS, **self.figures(rates, operations, precision), **more)
-        rates, _ = self.rates(lambda: function(*map(device.put, given)), row["batch"], device.wait)
-        self.add(mode, precision, **row, harness="from host memory",
-                 **self.figures(rates, operations, precision))
+        rates, _ = self.rates(lambda: function(*map(device.put, given)), row["batch"])
+        self.add(mode, precision, **row, harness="from host memory", **self.figures(rates, operations, precision))
 
     def figures(self, rates, operations, precision):
         median, q1, q3 = timing.quartiles(rates)
         return {"images_per_second": median, "q1": q1, "q3": q3, "rounds": len(rates),
                 "tflops": operations * median / 1e12, "share_of_peak": operations * median / self.peak(precision)}
+
+
+def wait(result):
+    """Until the device is done; the sum, so that no large array has to be fetched."""
+    keras.ops.convert_to_numpy(keras.ops.sum(result))
 
 
 def found(rows):

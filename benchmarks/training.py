@@ -148,8 +148,10 @@ def targets(seconds, peaks):
             for statement, least, one, other in ratios]
     pairs = [(case, other) for case in seconds for other in torch
              if case[:2] == ("resnet50", "tensorflow") and case.precision.removeprefix("mixed_") == other.precision]
-    return rows + [(f"peak memory of resnet50 / PyTorch's, {other.precision} in both", "<= 1",
-                    peaks[case] / peaks[other]) for case, other in pairs]
+    if torch:
+        pairs.append((resnet50, min(torch, key=peaks.get)))
+    return rows + [(f"peak memory of resnet50 / PyTorch's, {case.precision.removeprefix('mixed_')} against "
+                    f"{other.precision}", "<= 1", peaks[case] / peaks[other]) for case, other in dict.fromkeys(pairs)]
 
 
 if __name__ == "__main__":
