@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -63,15 +64,13 @@ def test_snakemake_takes_the_profile(profile, repository, tmp_path):
 
 
 def test_a_wrong_name_and_a_missing_executor_are_errors_that_say_what_there_is(repository, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("reproduce", repository / "workflow/reproduce.py")
-    reproduce = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reproduce)
+    main = runpy.run_path(repository / "workflow/reproduce.py")["main"]
     for name, error in (("lsf", r"invalid choice: 'lsf' \(choose from '?kubernetes'?, '?slurm'?\)"),
                         ("slurm", r"cluster slurm needs its executor: .*\[cluster\]")):
         monkeypatch.setattr(sys, "argv", ["reproduce.py", "--cluster", name])
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         with pytest.raises(SystemExit):
-            reproduce.main()
+            main()
         assert re.search(error, capsys.readouterr().err)
 
 

@@ -1,9 +1,11 @@
 """pyproject.toml, requirements.lock and environment.yml name the same things."""
 
-import importlib.util
 import re
+import runpy
 import sys
 import tomllib
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,10 +15,7 @@ from packaging.utils import canonicalize_name
 
 @pytest.fixture(scope="module")
 def lock_module(repository):
-    spec = importlib.util.spec_from_file_location("lock", repository / "workflow" / "lock.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(repository / "workflow" / "lock.py"))
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +46,9 @@ def test_lock_pins_with_hashes_and_no_address(lock):
     assert "://" not in lock and "index-url" not in lock and "find-links" not in lock
 
 
-@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
-def test_lock_covers_the_three_systems(lock, system):
-    platforms = {"linux": ("Linux", "posix"), "darwin": ("Darwin", "posix"), "win32": ("Windows", "nt")}
-    platform_system, os_name = platforms[system]
+@pytest.mark.parametrize("system, platform_system, os_name", [
+    ("linux", "Linux", "posix"), ("darwin", "Darwin", "posix"), ("win32", "Windows", "nt")])
+def test_lock_covers_the_three_systems(lock, system, platform_system, os_name):
     environment = {"sys_platform": system, "platform_system": platform_system, "os_name": os_name}
     names = {requirement.name for line in lock.splitlines() if re.match(r"[a-z0-9]", line)
              for requirement in [Requirement(line.rstrip(" \\"))]
@@ -69,8 +67,6 @@ def test_conda_environment_names_the_locked_versions(repository, project, lock, 
 
 
 def test_this_interpreter_runs_the_locked_versions(lock, lock_module):
-    from importlib.metadata import version
-
     pins = lock_module.locked(lock, f"{sys.version_info.major}.{sys.version_info.minor}")
     for name in ("keras", "tensorflow", "numpy", "papermill", "nbval", "snakemake"):
         assert version(name) == pins[name], f"{name}: make env"

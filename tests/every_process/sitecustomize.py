@@ -28,8 +28,8 @@ def _only_here(function, place):
     return guarded
 
 
-class _NarrowSession(PathFinder):
-    """Imports covidlib.training.loop, and nothing else."""
+class _NarrowLoop(PathFinder):
+    """Finds covidlib.training.loop alone, and has it build narrow networks."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -63,4 +63,4 @@ if "OFFLINE_LOG" in os.environ:
         setattr(socket.socket, _name, _only_here(getattr(socket.socket, _name), 1))
     socket.socket.sendto = _only_here(socket.socket.sendto, -1)
 if "NARROW" in os.environ:
-    sys.meta_path.insert(0, _NarrowSession)
+    sys.meta_path.insert(0, _NarrowLoop)
