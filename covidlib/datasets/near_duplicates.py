@@ -16,9 +16,9 @@ million pairs of 100,000 slices to look at. The thumbnails tell far more apart. 
 lie on a sphere, where a correlation r is a distance of sqrt(2 - 2r), and a projection to a few principal axes never
 lengthens a distance: every pair of the rule lies within that radius of the projections, with few others, which the hash
 and the full thumbnails then sort out. Who lies there is looked up in usearch's graph (HNSW, Malkov and Yashunin 2018,
-https://arxiv.org/abs/1603.09320), and up to EXACT images by comparing all. The graph may lose a pair in principle; in
-benchmarks/results/near_duplicates_cpu.csv it lost none. Equal input gives equal pairs. Memory grows with the images and with the
-pairs that are found, of which n copies of one picture make n (n - 1) / 2.
+https://arxiv.org/abs/1603.09320), and up to EXACT images by comparing all. The graph may lose a pair in principle; it
+lost none in benchmarks/results/near_duplicates_cpu.csv. Equal input gives equal pairs. Memory grows with the images and
+with the pairs that are found, of which n copies of one picture make n (n - 1) / 2.
 """
 
 import imagehash
