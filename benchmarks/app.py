@@ -27,7 +27,7 @@ from covidlib.datasets import decode, splits
 from covidlib.evaluation import explain
 from covidlib.predict import explained
 from covidlib.speed import timing
-from covidlib.training.train import train
+from covidlib.training.train import TrainingConfig, train
 
 SIZES, SLICES, SIDE, PAINTS, ASKED = (96, 224), 300, 512, 5, 60
 REPOSITORY = Path(__file__).parents[1]
@@ -57,8 +57,8 @@ def train_both(root, size):
     datasets.save(source, home)
     images = np.array(decode.load_images(source, size, home / "cache"))
     for variant in ("resnet50", "improved"):
-        train(source, images, home / variant / "seed-0", variant, image_size=size, epochs=1, batch_size=16,
-              seed=0, deterministic=False, progress=False)
+        config = TrainingConfig(variant=variant, image_size=size, epochs=1, batch_size=16, seed=0, deterministic=False)
+        train(source, images, home / variant / "seed-0", config, progress=False)
         explained.make(home / variant / "seed-0")
 
 

@@ -26,15 +26,10 @@ def predict(run, source, images):
 
     images: uint8 (N, S, S) of the run's image_size. ValueError for other classes.
     """
-    import keras
-
-    import covidlib.models  # noqa: F401  the layers that saved models name
-
     if tuple(source.classes) != run.classes:
         raise ValueError(f"{run.path} knows the classes {run.classes}, {source.name} has others. "
                          f"Received: classes={tuple(source.classes)}")
-    model = keras.models.load_model(run.path / "model.keras", compile=False)
-    scores = model.predict(images[..., None].astype("float32"), batch_size=64, verbose=0)
+    scores = run.model.predict(images[..., None].astype("float32"), batch_size=64, verbose=0)
     chosen = source.manifest
     return pd.DataFrame({"path": chosen["path"], "slice_index": decode.slice_indices(chosen),
                          "patient": metrics.patient_names(chosen), "label": chosen["label"],

@@ -142,13 +142,13 @@ def reliability(table):
 
 def curves(found):
     """Figure 4 over all runs of the two main networks on the first set: mean and range of the validation loss."""
-    datasets = [run.path.parts[-4] for run in found]
+    datasets = [run.dataset for run in found]
     dataset = UCSD if UCSD in datasets else datasets[0]
     figure, axes = new(11, 4, 1, 2)
     lowest = []
     for color, variant in zip(sns.color_palette("colorblind"), (results.BASELINE, "improved"), strict=False):
         own = [run.history.set_index("epoch") for run in found
-               if run.variant == variant and run.path.parts[-4:-2] == (dataset, results.PROFILE)]
+               if (run.variant, run.dataset, run.profile) == (variant, dataset, results.PROFILE)]
         if not own:
             continue
         lowest += [history["val_loss"].idxmin() for history in own if history["val_loss"].notna().any()]

@@ -106,7 +106,7 @@ def group_runs(found):
     """
     tables, recipes = {}, {}
     for run in found:
-        dataset, profile = run.path.parts[-4:-2]
+        dataset, profile = run.dataset, run.profile
         protocol = SPLIT if run.fold < 0 else FOLDS
         _check_recipe(run, recipes.setdefault((dataset, profile), {}))
         parts = [((protocol, dataset), run.predictions[run.predictions["split"] == "test"])]
@@ -153,12 +153,11 @@ def every_run(found):
     """One row for every run that was made, also those that disappoint."""
     rows = []
     for run in found:
-        dataset, profile = run.path.parts[-4:-2]
         test = run.predictions[run.predictions["split"] == "test"]
-        seen = _figures(_scaled(test, run), run.classes) if metrics.evidence_level(dataset, test) != TOO_FEW else {}
+        seen = _figures(_scaled(test, run), run.classes) if metrics.evidence_level(run.dataset, test) != TOO_FEW else {}
         machine = run.content.get("provenance", {}).get("machine", {})
         rows.append({
-            "dataset": dataset, "profile": profile, "variant": run.variant, "seed": run.seed,
+            "dataset": run.dataset, "profile": run.profile, "variant": run.variant, "seed": run.seed,
             "fold": run.fold if run.fold >= 0 else None, "weights": run.parameters.get("weights") or "none",
             "image_size": run.parameters["image_size"], "epochs": len(run.history), "n": len(test), **seen,
             "temperature": run.temperature, "train_accuracy": run.history["accuracy"].iloc[-1],
@@ -408,7 +407,7 @@ def explanations(folder):
 def missing(found):
     """How many runs the protocol plans (workflow/profiles/study.yaml), and how many there are, by set and network."""
     plan = yaml.safe_load((provenance.ROOT / "workflow" / "profiles" / f"{PROFILE}.yaml").read_text(encoding="utf-8"))
-    have = [(*run.path.parts[-4:-2], run.variant, SPLIT if run.fold < 0 else FOLDS) for run in found]
+    have = [(run.dataset, run.profile, run.variant, SPLIT if run.fold < 0 else FOLDS) for run in found]
     rows = []
     for dataset, own in plan["datasets"].items():
         wanted = plan | own

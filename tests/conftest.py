@@ -125,8 +125,9 @@ def checkout(tmp_path_factory, repository, narrowed):
     for variant in ("resnet50", "improved"):
         run_dir = home / variant / "seed-0"
         with narrowed():
-            train.train(source, np.array(images), run_dir, variant, image_size=32, epochs=1, batch_size=16, seed=0,
-                           precision="float32", deterministic=False, progress=False)
+            config = train.TrainingConfig(variant=variant, image_size=32, epochs=1, batch_size=16, seed=0,
+                                          precision="float32", deterministic=False)
+            train.train(source, np.array(images), run_dir, config, progress=False)
         explained.make(run_dir)
     (root / "reports" / "published" / "runs").mkdir(parents=True)
     (root / "notebooks").mkdir()

@@ -19,12 +19,11 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from test_workflow import REPORT, RUNS, checkout, command, copied  # noqa: F401  a fixture
-from toy_runs import OPTIONS, assert_same_run, script
+from toy_runs import assert_same_run, script
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
 TRAININGS, WORKFLOWS, PARALLEL, JOBS = 20, 10, 20, 4
 CLASH = "Address already in use"
-LONGER = OPTIONS | {"epochs": 8}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_trainings(repository, tmp_path, moments):
     """ResNet-50, whose checkpoints take as long to write as an epoch. A moment is drawn for every start, from shortly
     before the first epoch ends to the end of a whole training."""
     whole = tmp_path / "whole"
-    begin, process = time.monotonic(), start(script(whole, "resnet50", **LONGER), repository)
+    begin, process = time.monotonic(), start(script(whole, "resnet50", epochs=8), repository)
     while not epochs_in(whole) and process.poll() is None:
         time.sleep(0.05)
     first = time.monotonic() - begin
@@ -67,7 +66,7 @@ def test_trainings(repository, tmp_path, moments):
     while kills < TRAININGS:
         run, before, begin = tmp_path / f"run-{runs_made}", kills, time.monotonic()
         runs_made += 1
-        while not ended(start(script(run, "resnet50", **LONGER), repository),
+        while not ended(start(script(run, "resnet50", epochs=8), repository),
                         moments.uniform(0.8 * first, last) if kills < TRAININGS else 1800):
             kills += 1
             after.append(epochs_in(run))

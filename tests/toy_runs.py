@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import pandas as pd
 
+from covidlib.training import train
+
 CLASSES = ("covid", "viral", "normal")
 SIZE = 32
 OPTIONS = {"image_size": SIZE, "epochs": 3, "batch_size": 8, "seed": 1, "precision": "mixed_bfloat16"}
@@ -37,13 +39,14 @@ def tiny(variant, classes, image_size, weights, precision, seed):
     return keras.Model(inputs, layers.Dense(len(classes), "softmax", dtype="float32")(x))
 
 
+def config(**changes):
+    return train.TrainingConfig(**{"variant": "tiny"} | OPTIONS | changes)
+
+
 def script(folder, variant, **options):
-    code = (
-        "import sys; sys.path.insert(0, 'tests');"
-        "from toy_runs import tiny, toy; from covidlib.training import loop, train;"
-        f"loop.build_classifier = tiny if {variant!r} == 'tiny' else loop.build_classifier;"
-        f"train.train(*toy(), {str(folder)!r}, {variant!r}, **{options!r})"
-    )
+    """The command of a process that trains a whole `variant` in `folder`."""
+    code = ("import sys; sys.path.insert(0, 'tests'); from toy_runs import config, toy, train;"
+            f"train.train(*toy(), {str(folder)!r}, config(variant={variant!r}, **{options!r}))")
     return [sys.executable, "-c", code]
 
 

@@ -197,12 +197,7 @@ def measure_run(run, name, manifest, images, lesions, lungs):
 
     manifest: the rows of `images`; each slice is explained for its true class.
     """
-    import keras
-
-    import covidlib.models  # noqa: F401  the layers that saved models name
-
-    model = keras.models.load_model(run.path / "model.keras", compile=False)
-    table = measure(model, images, manifest["label"].map(run.classes.index).to_numpy(), lesions, lungs)
+    table = measure(run.model, images, manifest["label"].map(run.classes.index).to_numpy(), lesions, lungs)
     facts = manifest[["path", "slice_index", "patient", "label"]].iloc[table.pop("row")].reset_index(drop=True)
     return facts.assign(slices=name, variant=run.variant).join(table)
 

@@ -1,7 +1,7 @@
-"""Attention between distant places of a feature map (§2.3). Neither block changes a shape.
+"""Attention between distant positions of a feature map (§2.3). Neither block changes a shape.
 
-Both are made of plain layers in the model's own graph: `<name>_weights` is the layer whose output are the
-attention weights (B, queries, keys), and `<name>` the one whose output is the block's.
+Both consist of plain layers in the model's own graph: the layer `<name>_weights` gives the attention weights
+(B, queries, keys), and `<name>` the block's output. `name` is the prefix of all their names.
 """
 
 import keras
@@ -20,13 +20,9 @@ def non_local(x, name, width, pooled_keys=True):
 
     Args:
         x: (B, h, w, c).
-        name: name of the block, prefix of its layers' names.
         width: channels of queries, keys and values.
         pooled_keys: take keys and values from 2x2 max-pooled features, a quarter as many. Maps of 2x2 and
             less are not pooled: one key would be left.
-
-    Returns:
-        (B, h, w, c).
     """
     height, breadth, channels = x.shape[1:]
     pooled = pooled_keys and max(height, breadth) > 2
@@ -36,13 +32,11 @@ def non_local(x, name, width, pooled_keys=True):
     value = _embed(source, width, f"{name}_value")  # (B, keys, width)
     query = layers.Rescaling(width**-0.5, dtype="float32", name=f"{name}_scale")(query)
     logits = layers.Dot(2, dtype="float32", name=f"{name}_logits")([query, key])  # (B, h w, keys)
-    weights = layers.Softmax(dtype="float32", name=f"{name}_weights")(logits)
+    weights = layers.Softmax(dtype="float32", name=f"{name}_weights")(logits)  # (B, h w, keys)
     y = layers.Dot((2, 1), name=f"{name}_context")([weights, value])  # (B, h w, width)
     y = layers.Reshape((height, breadth, width), name=f"{name}_unflatten")(y)
-    y = layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_output")(y)
-    y = BatchNormalization(
-        momentum=MOMENTUM, epsilon=1.001e-5, gamma_initializer="zeros", name=f"{name}_bn"
-    )(y)
+    y = layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_output")(y)  # (B, h, w, c)
+    y = BatchNormalization(momentum=MOMENTUM, epsilon=1.001e-5, gamma_initializer="zeros", name=f"{name}_bn")(y)
     return layers.Add(name=name)([x, y])
 
 
@@ -54,28 +48,27 @@ def global_context(x, name, width):
 
     Args:
         x: (B, h, w, c).
-        name: name of the block, prefix of its layers' names.
         width: channels between the two layers that transform the context.
-
-    Returns:
-        (B, h, w, c).
     """
     height, breadth, channels = x.shape[1:]
-    logits = layers.Conv2D(1, 1, name=f"{name}_key")(x)
-    logits = layers.Reshape((1, height * breadth), name=f"{name}_logits")(logits)
+    logits = layers.Conv2D(1, 1, name=f"{name}_key")(x)  # (B, h, w, 1)
+    logits = layers.Reshape((1, height * breadth), name=f"{name}_logits")(logits)  # (B, 1, h w)
     weights = layers.Softmax(dtype="float32", name=f"{name}_weights")(logits)
-    value = layers.Reshape((height * breadth, channels), name=f"{name}_value")(x)
+    value = layers.Reshape((height * breadth, channels), name=f"{name}_value")(x)  # (B, h w, c)
     y = layers.Dot((2, 1), name=f"{name}_context")([weights, value])  # (B, 1, c)
-    y = layers.Dense(width, name=f"{name}_squeeze")(y)
+    y = layers.Dense(width, name=f"{name}_squeeze")(y)  # (B, 1, width)
     y = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm")(y)
     y = layers.Activation("relu", name=f"{name}_relu")(y)
-    y = layers.Dense(channels, kernel_initializer="zeros", name=f"{name}_output")(y)
+    y = layers.Dense(channels, kernel_initializer="zeros", name=f"{name}_output")(y)  # (B, 1, c)
     y = layers.Reshape((1, 1, channels), name=f"{name}_unflatten")(y)
     return layers.Add(name=name)([x, y])
 
 
 def attention_map(model, image, layer, position):
-    """Where one place of a feature map looks: the attention weights of a query.
+    """The attention weights of one query: float32 (h, w), the weight of each key; sums to 1.
+
+    Where keys are pooled, h and w are half of the layer's (rounded up). With global context all positions have the
+    same map.
 
     Args:
         model: a classifier with attention.
@@ -83,12 +76,7 @@ def attention_map(model, image, layer, position):
         layer: name of the block: "attention_conv3", "attention_conv4" or "attention_conv5".
         position: (row, column) of the query in the layer's grid, which is H/8, H/16 or H/32 high.
 
-    Returns:
-        float32 (h, w), the weight of each key; sums to 1. Where keys are pooled, h and w are half of the
-        layer's (rounded up). With global context it is the same map for every position.
-
-    Raises:
-        ValueError: no such layer, position outside of the grid, image of another size.
+    Raises ValueError: no such layer, position outside of the grid, image of another size.
     """
     blocks = [one.name.removesuffix("_weights") for one in model.layers if one.name.endswith("_weights")]
     if layer not in blocks:

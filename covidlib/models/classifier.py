@@ -1,8 +1,8 @@
-"""The networks of the paper and those beside them, as data and one function that builds them.
+"""The networks of the paper and those to compare with, as data and one function that builds them (§2.4).
 
-Multiply-accumulates at 224 px: `resnet50` 3.86 G, `resnet50_fpn` 1.065 times as many, `improved` 1.12
-(attention on the output of the branch, all its channels seen, an eighth of them for queries, keys and
-values), `improved_faithful` 2.15 (widths of the original publications, keys not pooled).
+Multiply-accumulates at 224 px: `resnet50` 3.86 G, `resnet50_fpn` 1.065 times as many, `improved` 1.12 (attention on the
+output of the branch, an eighth of its channels for queries, keys and values), `improved_faithful` 2.15 (widths of the
+original publications, keys not pooled).
 """
 
 import difflib
@@ -38,7 +38,7 @@ VARIANTS = {
     "densenet169": {"backbone": "densenet169"},
 }
 OTHERS = {"mobilenet_v2": keras.applications.MobileNetV2, "densenet169": keras.applications.DenseNet169}
-NORMALISATION = {  # of keras.applications, as scale and offset of the three channels
+NORMALISATION = {  # scale and offset of the three channels that the published weights expect
     "resnet50": (1.0, [-103.939, -116.779, -123.68]),  # "caffe": BGR, ImageNet's means
     "mobilenet_v2": (1 / 127.5, -1.0),  # "tf"
     "densenet169": (  # "torch": RGB, ImageNet's means and deviations
@@ -49,14 +49,11 @@ NORMALISATION = {  # of keras.applications, as scale and offset of the three cha
 SMALLEST = 32
 
 
-def build_classifier(
-    variant, classes, image_size, weights=None, precision="auto", seed=0, dropout=0.2, **overrides
-):
+def build_classifier(variant, classes, image_size, weights=None, precision="auto", seed=0, dropout=0.2, **overrides):
     """A classifier of CT slices as one flat graph (§2.2 to §2.4).
 
-    It takes slices (B, image_size, image_size, 1), grey values 0..255, and gives float32 probabilities
-    (B, classes). Replication to three channels and normalisation happen inside, in float32. Layers of
-    the same name start with the same weights in all variants.
+    It takes slices (B, image_size, image_size, 1), grey values 0..255, and gives float32 probabilities (B, classes).
+    Layers of the same name start with the same weights in all variants.
 
     Args:
         variant: one of `VARIANTS`.
@@ -68,19 +65,19 @@ def build_classifier(
         dropout: share of the features left out in training, 0 <= dropout < 1.
         overrides: options of the variant with other values, e.g. `fpn_width=128`.
 
-    Raises:
-        ValueError: an argument that does not fit; the message names it and what would.
-        FileNotFoundError: no such weight file, or no network to download it.
+    Raises ValueError for an argument that does not fit; FileNotFoundError: no such weight file, or no network to
+    download it.
     """
     options = _options(variant, overrides)
     _check(classes, image_size, dropout)
     with dtype_policy(resolve_precision(precision)):
-        inputs = layers.Input((image_size, image_size, 1), name="slice", dtype="float32")
-        x = _normalise(inputs, options["backbone"])
-        features, backbone_layers = _features(x, inputs, options)
-        x = layers.Dropout(dropout, seed=seed, dtype="float32", name="dropout")(features)
-        x = layers.Dense(len(classes), dtype="float32", name="logits")(x)
-        outputs = layers.Softmax(dtype="float32", name="probabilities")(x)
+        inputs = layers.Input((image_size, image_size, 1), name="slice", dtype="float32")  # (B, H, W, 1)
+        x = layers.Concatenate(dtype="float32", name="three_channels")([inputs] * 3)  # (B, H, W, 3)
+        x = layers.Rescaling(*NORMALISATION[options["backbone"]], dtype="float32", name="normalisation")(x)
+        x, backbone_layers = _features(x, inputs, options)  # (B, F), of resnet50 2048, of improved 4 x 64
+        x = layers.Dropout(dropout, seed=seed, dtype="float32", name="dropout")(x)
+        x = layers.Dense(len(classes), dtype="float32", name="logits")(x)  # (B, classes)
+        outputs = layers.Softmax(dtype="float32", name="probabilities")(x)  # (B, classes)
         model = keras.Model(inputs, outputs, name=variant)
     starting_weights.initialise(model, seed)
     if weights not in (None, "none"):
@@ -89,15 +86,8 @@ def build_classifier(
 
 
 def backbone_of(variant):
-    """The name that `weights.load_weights` takes. Raises ValueError for an unknown variant."""
+    """Name of a variant's backbone. Raises ValueError for an unknown variant."""
     return _options(variant, {})["backbone"]
-
-
-def _normalise(x, backbone):
-    """Grey (B, H, W, 1) in 0..255 -> (B, H, W, 3) as the published weights of `backbone` expect it."""
-    scale, offset = NORMALISATION[backbone]
-    x = layers.Concatenate(dtype="float32", name="three_channels")([x, x, x])
-    return layers.Rescaling(scale, offset, dtype="float32", name="normalisation")(x)
 
 
 def _features(x, inputs, options):
@@ -105,14 +95,12 @@ def _features(x, inputs, options):
     if options["backbone"] in OTHERS:
         stages = [OTHERS[options["backbone"]](include_top=False, weights=None, input_tensor=x).output]
     else:
-        attention = _attention(options)
-        stages = list(build_resnet50(x, attention, options["placement"]).values())
-    inner = [layer.name for layer in keras.Model(inputs, stages[-1]).layers]
-    backbone_layers = [name for name in inner if not name.startswith("attention_")]
+        stages = list(build_resnet50(x, _attention(options), options["placement"]).values())
+    backbone_layers = [layer.name for layer in keras.Model(inputs, stages[-1]).layers
+                       if not layer.name.startswith("attention_")]
     if not options.get("fpn_width"):
-        pool = layers.GlobalAveragePooling2D(dtype="float32", name="avg_pool")
-        return pool(stages[-1]), backbone_layers
-    pooled = [
+        return layers.GlobalAveragePooling2D(dtype="float32", name="avg_pool")(stages[-1]), backbone_layers
+    pooled = [  # four times (B, fpn_width)
         layers.GlobalAveragePooling2D(dtype="float32", name=f"fpn_p{number}_pool")(level)
         for number, level in enumerate(build_fpn(stages, options["fpn_width"]), start=2)
     ]
@@ -120,6 +108,7 @@ def _features(x, inputs, options):
 
 
 def _attention(options):
+    """The function (tensor, name) -> tensor that `build_resnet50` takes, or None."""
     if options["attention"] == "none":
         return None
 
@@ -138,12 +127,10 @@ def _options(variant, overrides):
     options = dict(VARIANTS[variant])
     for name, value in overrides.items():
         if name == "backbone" or name not in options:
-            known = [option for option in options if option != "backbone"]
-            hint = _nearest(name, known)
+            hint = _nearest(name, [option for option in options if option != "backbone"])
             raise ValueError(f"{variant!r} has no such option{hint}. Received: {name}={value!r}")
         options[name] = value
-    allowed = {"attention": ("none", "non_local", "global_context"), "placement": PLACEMENTS}
-    for name, values in allowed.items():
+    for name, values in {"attention": ("none", "non_local", "global_context"), "placement": PLACEMENTS}.items():
         if name in options and options[name] not in values:
             raise ValueError(f"{name} must be one of {values}. Received: {name}={options[name]!r}")
     for name, least in {"fpn_width": 0, "reduction": 1}.items():

@@ -1,7 +1,7 @@
 """Batch normalisation through TensorFlow's fused kernel.
 
-Keras 3 composes batch normalisation from single operations, each of which reads and writes a whole feature map.
-`benchmarks.training` measures what the fused kernel gains: a third in float32 on a Xeon without AMX.
+Keras 3 composes it from single operations, each of which reads and writes a whole feature map. The fused kernel gains a
+third in float32 on a Xeon without AMX (`benchmarks.training`).
 """
 
 import keras
@@ -11,12 +11,10 @@ import keras
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` with a faster way through TensorFlow.
 
-    Arguments, weights, outputs, gradients and moving statistics are those of Keras's own layer. The
-    fused kernel (`FusedBatchNormV3`) returns the variance of the batch with Bessel's correction,
-    n / (n - 1); it is undone before the moving variance is updated, for Keras has none there.
-
-    On other backends, and for what the kernel does not take (anything but (B, H, W, C) with the
-    channels last, masks, renorm, synchronisation), Keras's own code runs.
+    Arguments, weights, outputs, gradients and moving statistics are those of Keras's own layer. The fused kernel
+    returns the variance of the batch with Bessel's correction, n / (n - 1); it is undone before the moving variance
+    is updated, for Keras has none there. On other backends, and for what the kernel does not take (anything but
+    (B, H, W, C) with the channels last, masks, renorm, synchronisation), Keras's own code runs.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -39,8 +37,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if learn:
             count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
             biased = normalised.batch_variance * (tf.maximum(count - 1.0, 1.0) / count)
-            self._update(self.moving_mean, normalised.batch_mean)
-            self._update(self.moving_variance, biased)
+            for moving, value in ((self.moving_mean, normalised.batch_mean), (self.moving_variance, biased)):
+                moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
         return normalised.y
 
     def _has_kernel_for(self, inputs, mask):
@@ -52,6 +50,3 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and not (self.renorm or self.synchronized)
             and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
         )
-
-    def _update(self, moving, value):
-        moving.assign(moving * self.momentum + value * (1.0 - self.momentum))

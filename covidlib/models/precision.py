@@ -1,4 +1,4 @@
-"""Numerical precision of a model: which one pays on this machine, and setting it for one model only."""
+"""Numerical precision of a model: which one is faster on this machine, and setting it for one model only."""
 
 import contextlib
 import functools
@@ -12,16 +12,11 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 def resolve_precision(precision="auto"):
     """The Keras dtype policy for `precision`.
 
-    `auto` is "mixed_bfloat16" where the hardware is faster in bfloat16 (a GPU of compute capability 8 or
-    more; without a GPU a CPU with AMX, or with AVX512-BF16 unless it is Intel's and has AVX512-FP16, too),
-    "float32" elsewhere.
+    `auto` is "mixed_bfloat16" where the hardware is faster in bfloat16: a GPU of compute capability 8 or more; without
+    a GPU a CPU with AMX, or with AVX512-BF16 unless it is Intel's with AVX512-FP16. That marks Sapphire Rapids in a
+    virtual machine that hides its AMX, where training in bfloat16 takes 1.5 times as long (benchmarks/README.md).
 
-    AVX512-FP16 without AMX marks Intel's processors of the Sapphire Rapids family under a virtual machine that hides
-    their AMX. What is left to them, AVX512-BF16, multiplies at half the rate of float32 there, and training takes
-    1.5 times as long (benchmarks/README.md).
-
-    Raises:
-        ValueError: neither "auto" nor "float32" nor "mixed_bfloat16".
+    Raises ValueError for anything but "auto", "float32" and "mixed_bfloat16".
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
@@ -63,13 +58,13 @@ def _gpu_capability():
     return 0
 
 
-@functools.cache
 def _cpu_is_faster_in_bfloat16():
     flags = _cpu_flags()
-    hidden_amx = {"GenuineIntel", "avx512_fp16"} <= set(flags)
+    hidden_amx = "GenuineIntel" in flags and "avx512_fp16" in flags
     return "amx_bf16" in flags or ("avx512_bf16" in flags and not hidden_amx)
 
 
+@functools.cache
 def _cpu_flags():
     """The processor's features, and its vendor's name."""
     table = Path("/proc/cpuinfo")

@@ -1,8 +1,9 @@
 """ResNet-50 (He et al., https://arxiv.org/abs/1512.03385) with the layer names of keras.applications.
 
-Same names and shapes mean that its published weights load; named stages are what the pyramid and the
-attention hold on to.
+Same names and shapes mean that its published weights load; the pyramid and the attention build on its named stages.
 """
+
+from functools import partial
 
 from keras import layers
 
@@ -27,12 +28,11 @@ def build_resnet50(x, attention=None, placement="branch"):
             `after`: on the output of the block; `before`: on its input, so that the skip carries it too.
 
     Returns:
-        dict of the outputs of the stages, by layer name: `conv2_block3_out` (B, H/4, W/4, 256),
-        `conv3_block4_out` (B, H/8, W/8, 512), `conv4_block6_out` (B, H/16, W/16, 1024) and
-        `conv5_block3_out` (B, H/32, W/32, 2048), the paper's conv2_3, conv3_4, conv4_6 and conv5_3.
+        dict of the outputs of the stages, by layer name: `conv2_block3_out`, `conv3_block4_out`, `conv4_block6_out`
+        and `conv5_block3_out`, the paper's conv2_3, conv3_4, conv4_6 and conv5_3.
     """
     x = layers.ZeroPadding2D(3, name="conv1_pad")(x)
-    x = _conv_norm(x, 64, 7, "conv1", strides=2)
+    x = _conv_norm(x, 64, 7, "conv1", strides=2)  # (B, H/2, W/2, 64)
     x = layers.Activation("relu", name="conv1_relu")(x)
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
     x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)  # (B, H/4, W/4, 64)
@@ -40,32 +40,31 @@ def build_resnet50(x, attention=None, placement="branch"):
     stages = {}
     for stage, (width, blocks) in STAGES.items():
         for number in range(1, blocks + 1):
+            name, strides = f"{stage}_block{number}", 2 if number == 1 and stage != "conv2" else 1
             attends = attention is not None and stage != "conv2" and number == blocks
-            name = f"{stage}_block{number}"
-            places = {placement: lambda t, name=f"attention_{stage}": attention(t, name)} if attends else {}
-            strides = 2 if number == 1 and stage != "conv2" else 1
-            x = _block(x, width, name, strides, project=number == 1, places=places)
+            attend = {placement: partial(attention, name=f"attention_{stage}")} if attends else {}
+            x = _block(x, width, name, strides, project=number == 1, attend=attend)
+        # conv2: (B, H/4, W/4, 256), conv3: (B, H/8, W/8, 512), conv4: (B, H/16, W/16, 1024),
+        # conv5: (B, H/32, W/32, 2048)
         stages[f"{name}_out"] = x
     return stages
 
 
-def _block(x, width, name, strides, project, places):
-    """Bottleneck block: (B, h, w, c) -> (B, h/strides, w/strides, 4 width)."""
-    x = places.get("before", _same)(x)
+def _block(x, width, name, strides, project, attend):
+    """Bottleneck block: (B, h, w, c) -> (B, h/strides, w/strides, 4 width). attend: {placement: function}."""
+    if "before" in attend:
+        x = attend["before"](x)
     shortcut = _conv_norm(x, 4 * width, 1, f"{name}_0", strides=strides) if project else x
-    x = _conv_norm(x, width, 1, f"{name}_1", strides=strides)
+    x = _conv_norm(x, width, 1, f"{name}_1", strides=strides)  # (B, h/strides, w/strides, width)
     x = layers.Activation("relu", name=f"{name}_1_relu")(x)
     x = _conv_norm(x, width, 3, f"{name}_2", padding="same")
     x = layers.Activation("relu", name=f"{name}_2_relu")(x)
-    x = _conv_norm(x, 4 * width, 1, f"{name}_3")
-    x = places.get("branch", _same)(x)
+    x = _conv_norm(x, 4 * width, 1, f"{name}_3")  # (B, h/strides, w/strides, 4 width)
+    if "branch" in attend:
+        x = attend["branch"](x)
     x = layers.Add(name=f"{name}_add")([shortcut, x])
     x = layers.Activation("relu", name=f"{name}_out")(x)
-    return places.get("after", _same)(x)
-
-
-def _same(x):
-    return x
+    return attend["after"](x) if "after" in attend else x
 
 
 def _conv_norm(x, filters, size, name, **options):

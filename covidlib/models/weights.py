@@ -1,10 +1,9 @@
-"""Starting weights: seeded by name, or read from a file.
+"""Initial weights: seeded by name, or read from a file.
 
 Files are read as arrays, by layer name, and checked as a whole before the first one is assigned. Only what lies in the
 file itself is read, and nothing that is larger than the layer it is for.
 """
 
-import contextlib
 import io
 import math
 import os
@@ -17,19 +16,11 @@ import keras
 import numpy as np
 
 DOWNLOADS = "https://storage.googleapis.com/tensorflow/keras-applications/"
-IMAGENET = {  # backbone: (address, MD5 where keras.applications has one)
-    "resnet50": (
-        DOWNLOADS + "resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        "4d473c1dd8becc155b73f8504c6f6626",
-    ),
-    "mobilenet_v2": (
-        DOWNLOADS + "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
-        None,
-    ),
-    "densenet169": (
-        DOWNLOADS + "densenet/densenet169_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        "b8c4d4c20dd625c148057b9ff1c1176b",
-    ),
+IMAGENET = {  # backbone: (file, MD5 where keras.applications has one)
+    "resnet50": ("resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", "4d473c1dd8becc155b73f8504c6f6626"),
+    "mobilenet_v2": ("mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", None),
+    "densenet169": ("densenet/densenet169_weights_tf_dim_ordering_tf_kernels_notop.h5",
+                    "b8c4d4c20dd625c148057b9ff1c1176b"),
 }
 HEADS = ("logits", "predictions", "fc1000", "probs", "Logits")
 OWN = ("fpn_", "attention_")
@@ -39,8 +30,7 @@ MAX_BYTES = 2 * 10**9  # of the weights in a .keras archive, unpacked
 def initialise(model, seed):
     """Draw every kernel of `model` from Glorot's uniform distribution, by (seed, its path).
 
-    So layers of the same name start equal in all variants and on all backends. Kernels that start at
-    zero stay there.
+    So layers of the same name start equal in all variants and on all backends. Kernels that are zero stay so.
     """
     for variable in model.trainable_variables:
         if not variable.name.endswith("kernel") or not np.any(keras.ops.convert_to_numpy(variable)):
@@ -60,14 +50,13 @@ def load_weights(model, weights, backbone, backbone_layers):
     """Load the layers of `model` that the file has, matched by name; the head is left as it is.
 
     Args:
-        weights: "imagenet" or the path of a file: `.h5` of keras.applications
-            (with or without top), `.weights.h5` or `.keras` of a classifier of this library.
+        weights: "imagenet" or the path of a file: `.h5` of keras.applications (with or without top), `.weights.h5` or
+            `.keras` of a classifier of this library.
         backbone: "resnet50", "mobilenet_v2" or "densenet169".
         backbone_layers: names of the layers that the file must have.
 
-    Raises:
-        FileNotFoundError: no such file, or no network to download it.
-        ValueError: not a weight file, damaged, or of another architecture. The model is as before.
+    Raises FileNotFoundError: no such file, or no network to download it; ValueError: not a weight file, damaged, or of
+    another architecture. The model is as before.
     """
     path = resolve(weights, backbone)
     if not path.is_file():
@@ -76,7 +65,7 @@ def load_weights(model, weights, backbone, backbone_layers):
         )
     layers = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in HEADS}
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             found = _layers_by_name(file) if "layers" in file else _layers_by_attribute(file)
             problems = _differences(layers, found, backbone_layers)
             fitting = [] if problems else layers.keys() & found.keys()
@@ -108,8 +97,8 @@ def _differences(layers, found, backbone_layers):
 
 
 def _download(backbone):
-    address, md5 = IMAGENET[backbone]
-    name = address.rsplit("/", 1)[1]
+    file, md5 = IMAGENET[backbone]
+    address, name = DOWNLOADS + file, Path(file).name
     try:
         return Path(keras.utils.get_file(name, address, cache_subdir="models", file_hash=md5))
     except Exception as error:
@@ -120,25 +109,23 @@ def _download(backbone):
         ) from error
 
 
-@contextlib.contextmanager
-def _opened(path):
-    with contextlib.ExitStack() as stack:
-        source = path
-        if zipfile.is_zipfile(path):
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            size = archive.getinfo("model.weights.h5").file_size
-            if size > MAX_BYTES:
-                raise ValueError(f"its weights would unpack to {size} bytes; at most {MAX_BYTES} are read")
-            source = io.BytesIO(archive.read("model.weights.h5"))
-        yield stack.enter_context(h5py.File(source, "r"))
+def _open(path):
+    """The HDF5 file, or the one in a .keras archive."""
+    if not zipfile.is_zipfile(path):
+        return h5py.File(path, "r")
+    with zipfile.ZipFile(path) as archive:
+        size = archive.getinfo("model.weights.h5").file_size
+        if size > MAX_BYTES:
+            raise ValueError(f"its weights would unpack to {size} bytes; at most {MAX_BYTES} are read")
+        return h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r")
 
 
 def _layers_by_attribute(file):
     """The layout of Keras 2 and keras.applications: names in the attributes of each group. {layer: its datasets}."""
-    file = _within(file, "model_weights") if "model_weights" in file else file
-    groups = {name: _within(file, name) for name in map(_text, file.attrs["layer_names"])}
-    found = {name: [_within(group, key) for key in map(_text, group.attrs["weight_names"])]
-             for name, group in groups.items()}
+    file, found = _within(file, "model_weights") if "model_weights" in file else file, {}
+    for name in map(_text, file.attrs["layer_names"]):
+        group = _within(file, name)
+        found[name] = [_within(group, key) for key in map(_text, group.attrs["weight_names"])]
     return {name: datasets for name, datasets in found.items() if datasets}
 
 
@@ -152,7 +139,7 @@ def _layers_by_name(file):
 
 
 def _within(group, path):
-    """What lies at `path` in this very file; links and external data would show any file that the user may read."""
+    """The object at `path` in this very file; links and external data would show any file that the user may read."""
     for name in path.split("/"):
         link = group.get(name, getlink=True) if isinstance(group, h5py.Group) else None
         if link is None:

@@ -71,11 +71,9 @@ def _write(run, ready):
     import keras
     from keras import ops
 
-    import covidlib.models  # noqa: F401  the layers that saved models name
-
     if not explain.explains(run.variant):
         raise ValueError(f"maps of {run.variant} are not told: choose a network on ResNet-50. Received: {run.path}")
-    single = export.with_float32_layers(keras.models.load_model(run.path / "model.keras", compile=False))
+    single = export.with_float32_layers(run.model)
     names = explain.levels(single)
     blocks = [layer.name.removesuffix("_weights") for layer in single.layers if layer.name.endswith("_weights")]
     kernel = ops.convert_to_numpy(single.get_layer("logits").kernel)
@@ -133,16 +131,15 @@ def facts(run):
     """What is told of the network of a run beside its answers: what it is, was trained on, and is worth."""
     from covidlib.evaluation import metrics
 
-    dataset, profile = run.path.absolute().parts[-4:-2]
     test = run.predictions[run.predictions["split"] == "test"]
     temperature = run.temperature if np.isfinite(run.temperature) else None
     truth, _, scores = metrics.decide(test, run.classes)
     scaled = calibration.scale(scores, temperature) if temperature and len(test) else scores
     parameters = run.parameters
     return {
-        "variant": run.variant, "seed": run.seed, "dataset": parameters.get("dataset", dataset), "profile": profile,
+        "variant": run.variant, "seed": run.seed, "dataset": run.dataset, "profile": run.profile,
         "classes": list(run.classes), "image_size": parameters["image_size"], "epochs": len(run.history),
-        "start": parameters.get("weights") or "none", "synthetic": parameters.get("dataset", dataset) == "phantom",
+        "start": parameters.get("weights") or "none", "synthetic": run.dataset == "phantom",
         "temperature": temperature,
         "calibration_error": calibration.expected_error(truth, scaled) if len(test) else None,
         "test": run.metrics.get("test") and {
@@ -157,10 +154,9 @@ def slices_of(run):
     from covidlib import datasets
     from covidlib.datasets import decode
 
-    home = run.path.parents[1]
     try:
-        source = datasets.open_saved(home)
-        return source, decode.load_images(source, run.parameters["image_size"], home / "cache")
+        source = datasets.open_saved(run.home)
+        return source, decode.load_images(source, run.parameters["image_size"], run.home / "cache")
     except (OSError, ValueError, datasets.DataError):
         return None
 

@@ -1,36 +1,31 @@
-"""Batches of the decoded slices (see intake), the same whenever they are asked for."""
+"""Batches of the decoded slices, the same whenever they are asked for."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 
-THREADS = 4  # that make batches where TensorFlow does not; SciPy's warps leave the interpreter to others
+THREADS = 4  # of `Prefetcher`; SciPy's warps release the interpreter's lock
 
 
 class Batches(keras.utils.PyDataset):
     """Batches of float32 images (B, H, W, 1) in 0..255 and one-hot labels float32 (B, C).
 
     images: (N, H, W) uint8, also memory-mapped, of which a batch reads its own; labels: (N, C) one-hot; rows: the
-    slices to use, all where it is None. With a `seed` the order is a permutation and the `augmenter` draws, both
-    functions of seed, `epoch` and the slice's place in `images` alone; without one the order is that of `rows`.
-    The slices are divided as evenly as can be, at most `batch_size` to a batch, so that no small last batch disturbs
-    batch normalisation; each holds a multiple of `multiple`, for which at most multiple - 1 slices are left out, with a
-    seed others every epoch.
+    slices to use, by default all. With a `seed` the order is a permutation, a function of seed and `epoch`, without one
+    that of `rows`. What the `augmenter` draws is a function of its seed, `epoch` and the slice's index in `images`.
+    The slices are divided evenly, at most `batch_size` to a batch, so that no small last batch disturbs batch
+    normalisation; each holds a multiple of `multiple`, for which at most multiple - 1 slices are left out, with a seed
+    others every epoch.
     """
 
     def __init__(self, images, labels, batch_size, rows=None, seed=None, epoch=0, augmenter=None, multiple=1):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
-        if multiple < 1 or batch_size % multiple:
-            raise ValueError(f"batch_size must be a multiple of {multiple}. Received: batch_size={batch_size}")
         if len(images) != len(labels):
             raise ValueError("images and labels must be equally many. "
                              f"Received: {len(images)} images, {len(labels)} labels")
         self.images, self.labels = images, np.asarray(labels, np.float32)
-        self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
-        self.augmenter = augmenter
+        self.epoch, self.augmenter = epoch, augmenter
         order = np.arange(len(images)) if rows is None else np.asarray(rows)
         if seed is not None:
             order = np.random.default_rng([seed, epoch]).permutation(order)
@@ -51,31 +46,31 @@ class Batches(keras.utils.PyDataset):
 
 
 class Prefetcher(keras.utils.PyDataset):
-    """The batches of another dataset, which threads make before they are asked for.
+    """The batches of another dataset, computed ahead by threads.
 
-    Keras's own threads hand on what was made for a reading that was broken off: its JAX trainer looks at the first
-    batch, begins again, and the epoch then has some batches twice and others not at all (Keras 3.15).
+    Keras's own threads fail where an iteration is broken off and begun again, as its JAX trainer does to inspect the
+    first batch: the epoch then has some batches twice and others not at all (Keras 3.15).
     """
 
     def __init__(self, batches):
         super().__init__()
-        self.batches, self.pool, self.begun = batches, ThreadPoolExecutor(THREADS), {}
+        self.batches, self.pool, self.pending = batches, ThreadPoolExecutor(THREADS), {}
 
     def __len__(self):
         return len(self.batches)
 
     def __getitem__(self, index):
         for n in range(index, min(index + 2 * THREADS, len(self))):
-            if n not in self.begun:
-                self.begun[n] = self.pool.submit(self.batches.__getitem__, n)
-        return self.begun.pop(index).result()
+            if n not in self.pending:
+                self.pending[n] = self.pool.submit(self.batches.__getitem__, n)
+        return self.pending.pop(index).result()
 
 
 def to_dataset(batches):
-    """What `fit`, `evaluate` and `predict` take: `batches`, made ahead; on TensorFlow a Dataset without autotuning.
+    """What `fit`, `evaluate` and `predict` take: `batches`, computed ahead; on TensorFlow a Dataset without autotuning.
 
-    With Keras's own conversion the autotuner's thread sleeps up to a minute between looks, and the iterator's end
-    waits for it to wake: epochs then last 20.5 or 41 seconds whatever there is to do (TensorFlow 2.21).
+    With Keras's own conversion the end of an epoch waits until the autotuner's thread wakes: epochs then last 20.5 or
+    41 seconds whatever there is to do (TensorFlow 2.21).
     """
     if keras.backend.backend() != "tensorflow" or not len(batches):
         return Prefetcher(batches)

@@ -1,10 +1,8 @@
-"""Training on several devices of one machine: each computes its share of every batch (data parallelism).
+"""Data parallelism: each device of one machine computes its share of every batch.
 
-The result does not depend on the number of devices, but for rounding, dropout, and what `pipeline.Batches` leaves out
-where slices do not divide. So batch normalisation takes its statistics over the whole batch of all devices
-(https://arxiv.org/abs/1711.07240), not over a device's share: `synchronised` on TensorFlow; on JAX the one program
-that is partitioned over the devices does so by itself. Keras's own code computes it there, not the fused kernel of
-models/normalization.py, with a variance of E(x²) - E(x)², and Keras's own AdamW.
+The result does not depend on the number of devices, but for rounding, dropout and the slices that `batches.Batches`
+leaves out: batch normalisation takes its statistics over the whole batch (https://arxiv.org/abs/1711.07240). JAX's
+partitioned program does so by itself. There and in `synchronised` Keras's own code runs instead of the fused kernels.
 """
 
 import contextlib
@@ -19,56 +17,42 @@ VIRTUAL = {
 
 
 def strategy(devices):
-    """What Keras trains with on the first `devices` GPUs, or CPU devices where there is no GPU: has a `scope()`.
+    """What models are built, compiled and fitted with, in its `scope()`, on the first `devices` GPUs, or else CPUs.
 
-    That is a tf.distribute.MirroredStrategy on TensorFlow and a keras.distribution.DataParallel on JAX. In its scope
-    models are built, compiled and fitted; for one device the scope does nothing. A CPU is one device unless it was
-    divided into virtual ones before.
+    A tf.distribute.MirroredStrategy, or a keras.distribution.DataParallel on JAX; for one device the scope does
+    nothing. A CPU is one device unless it was divided into virtual ones before.
 
-    Raises ValueError if `devices` is no whole number from 1 up, if there are fewer, or for several on PyTorch.
+    Raises ValueError if there are fewer, or for several on PyTorch.
     """
-    if not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"devices must be a whole number from 1 up. Received: devices={devices!r}")
     if devices == 1:
         return SimpleNamespace(scope=contextlib.nullcontext)
     backend = keras.backend.backend()
     if backend not in VIRTUAL:
         raise ValueError(f"several devices are not offered on {backend}: choose KERAS_BACKEND=tensorflow or jax, or "
                          f"devices=1. Received: devices={devices}")
-    found = _found(backend)
-    if len(found) < devices:
-        raise ValueError(f"there are fewer devices: {', '.join(found)}. Give at most devices={len(found)}, or, to try "
-                         f"it on a CPU without GPUs, make virtual ones: {VIRTUAL[backend].format(devices)}. "
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        available = [device.name for device in found]
+    else:
+        available = keras.distribution.list_devices()
+    if len(available) < devices:
+        raise ValueError(f"there are fewer devices: {', '.join(available)}. Give at most devices={len(available)}, or, "
+                         f"to try it on a CPU without GPUs, make virtual ones: {VIRTUAL[backend].format(devices)}. "
                          f"Received: devices={devices}")
     if backend == "jax":
-        return keras.distribution.DataParallel(devices=found[:devices], auto_shard_dataset=False)
-    import tensorflow as tf
-
-    return tf.distribute.MirroredStrategy(found[:devices])
-
-
-def _found(backend):
-    if backend == "jax":
-        return keras.distribution.list_devices()
-    import tensorflow as tf
-
-    return [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+        return keras.distribution.DataParallel(devices=available[:devices], auto_shard_dataset=False)
+    return tf.distribute.MirroredStrategy(available[:devices])
 
 
 @contextlib.contextmanager
-def synchronised(model):
-    """Meanwhile the batch normalisation of `model` sees the batches of all devices, in a strategy of TensorFlow.
-
-    Only meanwhile, so that a model that is saved knows nothing of devices.
-    """
-    layers = []
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if tf.distribute.has_strategy():
-            layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+def synchronised(model, devices):
+    """Meanwhile batch normalisation on TensorFlow uses the batches of all devices; a saved model does not know it."""
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    several = devices > 1 and keras.backend.backend() == "tensorflow"
     for layer in layers:
-        layer.synchronized = True
+        layer.synchronized = several
     try:
         yield
     finally:

@@ -10,14 +10,20 @@ so all variants start from the same knowledge. The file is named by what it depe
 import argparse
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
+from filelock import FileLock
+from skimage.measure import block_reduce
 
-from covidlib import phantom
+from covidlib import datasets, phantom
+from covidlib.datasets import decode, splits
 from covidlib.preprocessing import augmentation
+from covidlib.training.checkpoints import Checkpoints
 from covidlib.utils import provenance
 from covidlib.utils.files import write_atomically
 
@@ -25,6 +31,8 @@ SLICES, SEED, EPOCHS, BATCH = (1000, 1000, 1000), 1000, 16, 32
 LEARNING_RATE, LESION_WEIGHT = 1e-3, 3.0
 # printed slices differ more in grey than phantoms do
 AUGMENTATION = {**augmentation.PAPER, "brightness": (-0.15, 0.15), "contrast": (0.6, 1.4)}
+GEOMETRIC = {name: limits for name, limits in AUGMENTATION.items()
+             if augmentation.OPERATIONS[name].family == "geometric"}
 MAPS = {"conv3_block4_out": 8, "conv4_block6_out": 16}  # stages that learn where lesions are: stride
 VERSION = 1  # to be raised when a network sees a phantom otherwise than before
 HOME = provenance.ROOT / "data" / "pretraining"
@@ -47,10 +55,8 @@ def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto
     """Path of the weights for `image_size` pixels, which are made where they are missing.
 
     That takes 20 minutes at 96 px on 2 cores, and goes on after the last finished epoch. A table of the same name
-    (.csv) tells the training.
+    (.csv) is the training's history.
     """
-    from filelock import FileLock
-
     target = path(image_size, home)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -59,88 +65,8 @@ def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto
     return target
 
 
-def _train(target, image_size, slices, epochs, precision):
-    images, lesions, kinds, held_out = draw(target, image_size, slices)
-    labels = np.eye(len(phantom.CLASSES), dtype=np.float32)[kinds]
-    steps = -(-int((~held_out).sum()) // BATCH) * epochs
-
-    def data(epoch):
-        return (_batches(images, labels, lesions, np.flatnonzero(~held_out), seed=SEED, epoch=epoch,
-                         augmenter=augmentation.Augmenter(AUGMENTATION, SEED)),
-                _batches(images, labels, lesions, np.flatnonzero(held_out)))
-
-    trainer = fit(target, lambda: _build(phantom.CLASSES, image_size, precision, steps), data, epochs, steps)
-    keep(trainer, _classifier(phantom.CLASSES, image_size, precision), target)
-
-
-def draw(target, image_size, slices=SLICES):
-    """What is learnt from, kept beside `target` as .npz: images and lesions as of `load`, classes int (N,), held out
-    or not bool (N,).
-    """
-    names = ("images", "lesions", "kinds", "held_out")
-    kept = target.with_name(target.name.replace(".weights.h5", ".npz"))
-    if not kept.is_file():
-        source, images, lesions = load(target.parent, image_size, slices)
-        kinds = source.manifest.label.map({name: k for k, name in enumerate(source.classes)}).to_numpy()
-        found = (images, lesions, kinds, (source.manifest.split == "val").to_numpy())
-        write_atomically(kept, lambda file: np.savez_compressed(file, **dict(zip(names, found, strict=True))))
-    with np.load(kept) as arrays:
-        return tuple(arrays[name] for name in names)
-
-
-def fit(target, build, data, epochs, steps):
-    """The model of `build()` after `epochs`, `steps` in all; an interrupted training goes on after its last epoch.
-
-    data: epoch -> (training, validation) `pipeline.Batches`, the second may be None. A state lies beside `target`
-    until `keep`, and a table of the same name (.csv) tells the training.
-    """
-    import keras
-
-    import covidlib.models  # noqa: F401  the layers that a state names
-    from covidlib.training.batches import to_dataset
-
-    keras.utils.set_random_seed(SEED)
-    state, log = _state(target), target.with_suffix(".csv")
-    history = pd.read_csv(log).to_dict("records") if state.is_file() and log.is_file() else []
-    trainer = keras.models.load_model(state) if history else build()
-    # the log is written first: an epoch that only it knows is done again
-    history = history[: int(trainer.optimizer.iterations) * epochs // steps]
-    for epoch in range(len(history), epochs):
-        train, val = data(epoch)
-        found = trainer.fit(to_dataset(train), validation_data=to_dataset(val) if val else None, initial_epoch=epoch,
-                            epochs=epoch + 1, shuffle=False, verbose=0).history
-        history.append({"epoch": epoch + 1, **{name: values[0] for name, values in found.items()}})
-        figures = ", ".join(f"{name} {history[-1][name]:.3f}" for name in ("loss", "val_probabilities_accuracy")
-                            if name in found)
-        print(f"{target.name}: epoch {epoch + 1} of {epochs}, {figures}", flush=True)
-        trainer.save(f"{state}.new.keras")
-        write_atomically(log, pd.DataFrame(history).to_csv(index=False))
-        os.replace(f"{state}.new.keras", state)
-    return trainer
-
-
-def keep(trainer, classifier, target):
-    """Write at `target` the weights of `classifier` as `trainer` learnt them: the layers that both have."""
-    known = {layer.name for layer in trainer.layers}
-    for layer in classifier.layers:
-        if layer.name in known:
-            layer.set_weights(trainer.get_layer(layer.name).get_weights())
-    classifier.save_weights(f"{target}.new.weights.h5")
-    os.replace(f"{target}.new.weights.h5", target)
-    _state(target).unlink()
-
-
-def _state(target):
-    return target.with_suffix(".partial.keras")
-
-
 def load(home, image_size, slices=SLICES):
     """(Source, images, lesions) of the phantoms: uint8 (N, S, S) twice; 1 marks covid's lesions, 2 viral's."""
-    import joblib
-
-    from covidlib import datasets
-    from covidlib.datasets import decode, splits
-
     source = datasets.load("phantom", Path(home) / "phantom", list(slices), SEED)
     manifest = splits.assign(source.manifest.assign(split=""), SEED, (0.9, 0.0, 0.1))[0]
     source = datasets.replace(source, manifest=manifest.assign(split=manifest.split.replace("test", "val")))
@@ -151,70 +77,80 @@ def load(home, image_size, slices=SLICES):
     return source, images, np.stack(maps) * kinds[:, None, None]
 
 
-def _classifier(classes, image_size, precision):
-    from covidlib.models import build_classifier
+def _train(target, image_size, slices, epochs, precision):
+    import keras
 
-    return build_classifier("resnet50", classes, image_size, precision=precision, seed=SEED)
+    from covidlib.training.batches import Batches, to_dataset
+
+    source, images, lesions = load(target.parent, image_size, slices)
+    labels = np.eye(len(source.classes), dtype=np.float32)[source.manifest.label.map(source.classes.index)]
+    held_out = (source.manifest.split == "val").to_numpy()
+    steps = -(-int((~held_out).sum()) // BATCH) * epochs
+    keras.utils.set_random_seed(SEED)
+    model, trainer = _build(source.classes, image_size, precision, steps)
+    variables = [*trainer.variables, *trainer.optimizer.variables]
+    checkpoints = Checkpoints(target.with_suffix(".partial"), {"slices": list(slices), "epochs": epochs})
+    if checkpoints.history:
+        checkpoints.restore(variables)
+    validation = LesionBatches(Batches(images, labels, BATCH, np.flatnonzero(held_out)), lesions)
+    for epoch in range(len(checkpoints.history), epochs):
+        training = LesionBatches(Batches(images, labels, BATCH, np.flatnonzero(~held_out), SEED, epoch,
+                                         augmentation.Augmenter(AUGMENTATION, SEED)), lesions)
+        found = trainer.fit(to_dataset(training), validation_data=to_dataset(validation), initial_epoch=epoch,
+                            epochs=epoch + 1, shuffle=False, verbose=0).history
+        row = {"epoch": epoch + 1, **{name: values[0] for name, values in found.items()}}
+        print(f"{target.name}: epoch {epoch + 1} of {epochs}, loss {row['loss']:.3f}, "
+              f"val_probabilities_accuracy {row['val_probabilities_accuracy']:.3f}", flush=True)
+        checkpoints.save(row, variables, trainer.get_weights())
+    write_atomically(target.with_suffix(".csv"), pd.DataFrame(checkpoints.history).to_csv(index=False))
+    model.save_weights(f"{target}.new.weights.h5")
+    os.replace(f"{target}.new.weights.h5", target)
+    shutil.rmtree(checkpoints.folder)
 
 
 def _build(classes, image_size, precision, steps):
+    """ResNet-50, and the compiled model over its layers that learns class and lesions."""
     import keras
     from keras import layers
 
-    model = _classifier(classes, image_size, precision)
-    heads = [layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name=_head(stage))(
+    from covidlib.models import build_classifier
+    from covidlib.training.optimizer import scheduled_adamw
+
+    model = build_classifier("resnet50", classes, image_size, precision=precision, seed=SEED)
+    heads = [layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name=f"lesions_{stage.split('_')[0]}")(
         model.get_layer(stage).output) for stage in MAPS]
     trainer = keras.Model(model.inputs, [model.outputs[0], *heads])
-    optimizer = schedule(steps)
-    names = [_head(stage) for stage in MAPS]
-    trainer.compile(optimizer, ["categorical_crossentropy", *["binary_crossentropy"] * len(names)],
-                    loss_weights=[1.0, *[LESION_WEIGHT] * len(names)], metrics=[["accuracy"], *[[]] * len(names)],
+    trainer.compile(scheduled_adamw(steps, LEARNING_RATE),
+                    ["categorical_crossentropy", *["binary_crossentropy"] * len(heads)],
+                    loss_weights=[1.0, *[LESION_WEIGHT] * len(heads)], metrics=[["accuracy"], *[[]] * len(heads)],
                     jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
-    return trainer
+    trainer.optimizer.build(trainer.trainable_variables)
+    return model, trainer
 
 
-def schedule(steps):
-    """AdamW with a rate that rises over the first tenth of the steps and falls along a cosine."""
-    import keras
+class LesionBatches:
+    """`batches` whose labels are (labels, share of every place that is lesion (B, h, w, 2) for each stage of `MAPS`).
 
-    from covidlib.training.optimizer import AdamW
+    lesions: as of `load`.
+    """
 
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 10, alpha=0.01, warmup_target=LEARNING_RATE, warmup_steps=steps // 10)
-    optimizer = AdamW(rate, weight_decay=0.05)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
+    def __init__(self, batches, lesions):
+        self.batches, self.lesions = batches, lesions
+        # an augmenter of the same seed draws the same values, whatever else it does
+        self.move = batches.augmenter and augmentation.Augmenter(GEOMETRIC, SEED)
 
+    def __len__(self):
+        return len(self.batches)
 
-def _head(stage):
-    return f"lesions_{stage.split('_')[0]}"
-
-
-def _batches(images, labels, lesions, rows, **options):
-    from covidlib.training.batches import Batches
-
-    # an augmenter of the same seed draws the same values, whatever else it does
-    move = augmentation.Augmenter({name: limits for name, limits in AUGMENTATION.items()
-                                   if augmentation.OPERATIONS[name].family == "geometric"}, SEED)
-
-    class WithLesions(Batches):
-        def __getitem__(self, index):
-            batch, truth = super().__getitem__(index)
-            masks = np.stack([lesions[self.parts[index]] == kind for kind in (1, 2)], axis=-1).astype(np.float32)
-            if self.augmenter is not None:
-                masks = np.stack([move(mask, self.epoch, int(n)) for mask, n in
-                                  zip(masks * 255, self.parts[index], strict=True)]) / 255
-            return batch, (truth, *(_shares(masks, stride) for stride in MAPS.values()))
-
-    return WithLesions(images, labels, BATCH, rows, **options)
-
-
-def _shares(masks, stride):
-    """(B, H, W, 2) -> (B, ceil(H / stride), ceil(W / stride), 2): the share of every place that is lesion."""
-    count, height, width, kinds = masks.shape
-    rows, columns = -(-height // stride), -(-width // stride)
-    padded = np.pad(masks, ((0, 0), (0, rows * stride - height), (0, columns * stride - width), (0, 0)))
-    return padded.reshape(count, rows, stride, columns, stride, kinds).mean(axis=(2, 4))
+    def __getitem__(self, index):
+        images, labels = self.batches[index]
+        rows = self.batches.parts[index]
+        masks = np.stack([self.lesions[rows] == kind for kind in (1, 2)], axis=-1).astype(np.float32)
+        if self.move:
+            moved = [self.move(mask, self.batches.epoch, int(n)) for mask, n in zip(masks * 255, rows, strict=True)]
+            masks = np.stack(moved) / 255
+        shares = (block_reduce(masks, (1, stride, stride, 1), np.mean) for stride in MAPS.values())
+        return images, (labels, *shares)
 
 
 def main(arguments=None):

@@ -13,7 +13,7 @@ _FOLDER = re.compile(r"seed-(\d+)(?:-fold-(\d+))?")
 
 
 def folder_name(seed, fold=-1):
-    """Name of the folder of a run below that of its variant."""
+    """Name of a run's folder below that of its variant."""
     return f"seed-{seed}" + (f"-fold-{fold}" if fold >= 0 else "")
 
 
@@ -32,6 +32,19 @@ class Run:
     predictions: pd.DataFrame
 
     @property
+    def home(self):
+        """The folder `<dataset>/<profile>` that it lies in."""
+        return self.path.absolute().parents[1]
+
+    @property
+    def dataset(self):
+        return self.parameters.get("dataset", self.home.parent.name)
+
+    @property
+    def profile(self):
+        return self.home.name
+
+    @property
     def variant(self):
         return self.path.parent.name
 
@@ -48,26 +61,6 @@ class Run:
     def parameters(self):
         return self.content["parameters"]
 
-    @cached_property
-    def temperature(self):
-        """Fitted on the validation slices; NaN where there are none."""
-        from covidlib.evaluation import calibration
-        from covidlib.evaluation.metrics import decide
-
-        rows = self.predictions[self.predictions["split"] == "val"]
-        truth, _, scores = decide(rows, self.classes)
-        return float(calibration.fit_temperature(truth, scores)) if len(rows) else math.nan
-
-    @cached_property
-    def metrics(self):
-        """As run.json has them, or measured anew where it does not."""
-        if "metrics" in self.content:
-            return self.content["metrics"]
-        from covidlib.evaluation.metrics import metrics
-
-        parts = {split: self.predictions[self.predictions["split"] == split] for split in ("test", "val")}
-        return {split: metrics(rows, self.classes) for split, rows in parts.items() if len(rows)}
-
     @property
     def classes(self):
         return tuple(self.content["classes"])
@@ -75,6 +68,35 @@ class Run:
     @property
     def provenance(self):
         return self.content["provenance"]
+
+    @cached_property
+    def model(self):
+        """The trained network (last epoch), not compiled."""
+        import keras
+
+        import covidlib.models  # noqa: F401  the layers that the file names
+
+        return keras.models.load_model(self.path / "model.keras", compile=False)
+
+    @cached_property
+    def temperature(self):
+        """Fitted on the validation slices; NaN where there are none."""
+        from covidlib.evaluation import calibration, metrics
+
+        rows = self._part("val")
+        truth, _, scores = metrics.decide(rows, self.classes)
+        return float(calibration.fit_temperature(truth, scores)) if len(rows) else math.nan
+
+    @cached_property
+    def metrics(self):
+        """As run.json has them, or computed from the predictions where it does not."""
+        from covidlib.evaluation import metrics
+
+        return self.content.get("metrics") or {split: metrics.metrics(self._part(split), self.classes)
+                                               for split in ("test", "val") if len(self._part(split))}
+
+    def _part(self, split):
+        return self.predictions[self.predictions["split"] == split]
 
 
 def read_run(run_dir):

@@ -86,8 +86,9 @@ def test_weights_are_float32_under_mixed_precision(make):
 
 
 @pytest.fixture(scope="module")
-def improved():
-    return build_classifier("improved", ("a", "b"), 65, precision="float32")
+def improved(narrowed):
+    with narrowed():
+        return build_classifier("improved", ("a", "b"), 65, precision="float32")
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_weights_of_a_query_are_a_map_over_the_keys(improved, image):
     np.testing.assert_allclose(other.ravel(), weights[0, 4 * 9 + 7], atol=1e-5)
 
 
-def test_global_context_has_one_map(image):
+def test_global_context_has_one_map(image, narrow):
     model = build_classifier("improved_global_context", ("a", "b"), 65, precision="float32")
     maps = [attention_map(model, image, "attention_conv4", position) for position in ((0, 0), (4, 4))]
     assert maps[0].shape == (5, 5)

@@ -29,9 +29,7 @@ def test_a_named_precision_is_taken_as_it_is():
 def test_auto_follows_the_hardware(monkeypatch, capability, flags, expected):
     monkeypatch.setattr(precision, "_gpu_capability", lambda: capability)
     monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
-    precision._cpu_is_faster_in_bfloat16.cache_clear()
     assert precision.resolve_precision("auto") == expected
-    precision._cpu_is_faster_in_bfloat16.cache_clear()
 
 
 def test_auto_works_on_this_machine():

@@ -6,8 +6,9 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import NARROW
 
-from covidlib.models import build_classifier
+from covidlib.models import build_classifier, resnet
 from covidlib.models import weights as starting_weights
 
 CLASSES = ("covid", "viral", "normal")
@@ -93,9 +94,10 @@ def trained(narrowed):
 
 
 @pytest.fixture(scope="module")
-def plain():
-    """(a ResNet-50, the names of its layers that a file must have, its weights), for files that are refused."""
-    model = build(None)
+def plain(narrowed):
+    """(a narrow ResNet-50, the names of its layers that a file must have, its weights), for files that are refused."""
+    with narrowed():
+        model = build(None)
     return model, [layer.name for layer in model.layers if layer.name.startswith("conv")], model.get_weights()
 
 
@@ -130,34 +132,32 @@ def test_a_missing_file_is_named(narrow, tmp_path):
         build(tmp_path / "absent.h5")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_truncated_file_is_refused(applications, plain, tmp_path, share):
-    content = applications[1].read_bytes()
-    (tmp_path / "cut.h5").write_bytes(content[: int(share * len(content))])
-    assert_refused(tmp_path / "cut.h5", plain, "cut.h5 is no weight file, or damaged or cut short")
+@pytest.mark.parametrize("name, share", [
+    ("cut.h5", 0.0), ("cut.h5", 0.001), ("cut.h5", 0.5), ("cut.h5", 0.99), ("cut.keras", 0.5)])
+def test_a_truncated_file_is_refused(trained, plain, tmp_path, name, share):
+    trained.save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    assert_refused(tmp_path / name, plain, f"{name} is no weight file, or damaged or cut short")
 
 
-def test_a_truncated_archive_is_refused(trained, plain, tmp_path):
-    trained.save(tmp_path / "model.keras")
-    content = (tmp_path / "model.keras").read_bytes()
-    (tmp_path / "model.keras").write_bytes(content[: len(content) // 2])
-    assert_refused(tmp_path / "model.keras", plain, "damaged or cut short")
+def deeper():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "STAGES", NARROW | {"conv3": (16, 2)})
+        return build(None)
 
 
-def other_networks():
-    shape = {"weights": None, "input_shape": (64, 64, 3), "include_top": False}
-    return {
-        "a deeper network": lambda: keras.applications.ResNet101(**shape),
-        "another family": lambda: keras.applications.MobileNetV2(**shape),
-        "other widths": lambda: keras.Sequential(
-            [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 7, name="conv1_conv")]
-        ),
-    }
+def other_family():
+    return keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3), include_top=False)
 
 
-@pytest.mark.parametrize("case", other_networks())
-def test_another_architecture_is_refused_and_changes_nothing(plain, case, tmp_path):
-    other_networks()[case]().save(tmp_path / "other.h5")
+def other_widths():
+    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 7, name="conv1_conv")])
+
+
+@pytest.mark.parametrize("network", [deeper, other_family, other_widths])
+def test_another_architecture_is_refused_and_changes_nothing(plain, network, tmp_path):
+    network().save(tmp_path / "other.h5")
     assert_refused(tmp_path / "other.h5", plain, "does not fit .* of 'resnet50'.*Give weights of resnet50")
 
 
@@ -243,5 +243,6 @@ def test_the_addresses_and_hashes_are_those_of_keras():
     from keras.src.applications import densenet, resnet
 
     assert starting_weights.IMAGENET["resnet50"][1] == resnet.WEIGHTS_HASHES["resnet50"][1]
-    assert starting_weights.IMAGENET["resnet50"][0].startswith(resnet.BASE_WEIGHTS_PATH)
-    assert starting_weights.IMAGENET["densenet169"][0] == densenet.DENSENET169_WEIGHT_PATH_NO_TOP
+    addresses = {name: starting_weights.DOWNLOADS + file for name, (file, _) in starting_weights.IMAGENET.items()}
+    assert addresses["resnet50"].startswith(resnet.BASE_WEIGHTS_PATH)
+    assert addresses["densenet169"] == densenet.DENSENET169_WEIGHT_PATH_NO_TOP

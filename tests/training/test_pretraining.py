@@ -2,16 +2,15 @@
 
 import contextlib
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from covidlib.models import build_classifier, resnet
-from covidlib.training import pretraining
-from covidlib.utils.files import write_atomically
+from covidlib.preprocessing.augmentation import Augmenter
+from covidlib.training import checkpoints, pretraining
+from covidlib.training.batches import Batches
 
 SLICES, SIZE = (12, 6, 12), 32
 MAPS, STAGES = pretraining.MAPS, resnet.STAGES  # those that are not narrow
@@ -32,18 +31,15 @@ def small(narrowed):
 
 @pytest.fixture(scope="module")
 def made(home):
-    """The weights, and what was printed when an interrupted making was gone on with."""
-    calls = []
+    """The weights, and what was printed when an interrupted training was gone on with."""
+    save = checkpoints.Checkpoints.save
 
-    def interrupted(path, content):
-        """In the second epoch, when its row is written and its state is not."""
-        write_atomically(path, content)
-        calls.append(path.suffix)
-        if calls.count(".csv") == 2:
-            raise KeyboardInterrupt("killed")
+    def interrupted(self, row, *rest):
+        save(self, row, *rest)
+        raise KeyboardInterrupt("killed after the first epoch")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "write_atomically", interrupted)
+        patch.setattr(checkpoints.Checkpoints, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pretraining.make(SIZE, home, slices=SLICES, epochs=2, precision="float32")
     assert not pretraining.path(SIZE, home).exists()
@@ -74,20 +70,19 @@ def test_lesions_lie_where_the_network_sees_them(home):
     assert set(source.manifest.split) == {"train", "val"}
 
 
-def test_shares_are_means_of_the_cells_and_follow_the_picture():
-    masks = np.zeros((1, 10, 10, 2), np.float32)
-    masks[0, :4, :4, 1] = 1
-    shares = pretraining._shares(masks, 4)
-    assert shares.shape == (1, 3, 3, 2) and shares[0, 0, 0, 1] == 1 and shares.sum() == 1
+def test_shares_of_lesions_follow_the_augmented_picture():
     images = np.zeros((1, 64, 64), np.uint8)
     images[0, 10:22, 40:52] = 200
-    lesions = (images > 0).astype(np.uint8)
-    from covidlib.preprocessing.augmentation import Augmenter
+    lesions, geometric = (images > 0).astype(np.uint8), Augmenter(pretraining.AUGMENTATION, pretraining.SEED)
 
-    labels, geometric = np.eye(3)[:1], Augmenter(pretraining.AUGMENTATION, pretraining.SEED)
+    def labelled(augmenter, epoch=0):
+        plain = Batches(images, np.eye(3)[:1], 1, seed=1, epoch=epoch, augmenter=augmenter)
+        return pretraining.LesionBatches(plain, lesions)[0]
+
+    _, (_, fine, _) = labelled(None)
+    assert np.array_equal(fine[0, ..., 0], images[0].reshape(8, 8, 8, 8).mean(axis=(1, 3)) / 200)
     for epoch in range(6):
-        batches = pretraining._batches(images, labels, lesions, None, seed=1, epoch=epoch, augmenter=geometric)
-        picture, (_, fine, coarse) = batches[0]
+        picture, (_, fine, coarse) = labelled(geometric, epoch)
         assert fine.shape == (1, 8, 8, 2) and coarse.shape == (1, 4, 4, 2)
         bright = picture[0, :, :, 0] > picture.min() + 0.5 * np.ptp(picture)
         cells = bright.reshape(8, 8, 8, 8).mean(axis=(1, 3))
@@ -121,25 +116,3 @@ def test_phantom_means_that_file(home, monkeypatch):
     monkeypatch.setattr(pretraining, "make", lambda image_size: home / f"phantom-{image_size}.weights.h5")
     assert pretraining.resolve("phantom", 96).name == "phantom-96.weights.h5"
     assert pretraining.resolve("some/where.h5", 96) == "some/where.h5" and pretraining.resolve(None, 96) is None
-
-
-STATE = """
-import pathlib, sys
-from covidlib.training import pretraining
-print(int(pretraining.fit(pathlib.Path(sys.argv[1]), None, None, 1, 1).optimizer.iterations))
-"""
-
-
-def test_a_state_is_read_by_a_process_that_has_built_no_network(tmp_path, repository):
-    import keras
-
-    from covidlib.models.layers import BatchNormalization
-
-    target = tmp_path / "some.weights.h5"
-    model = keras.Sequential([keras.Input((4, 4, 1)), BatchNormalization(), keras.layers.Flatten()])
-    model.compile("sgd", "mse")
-    model.fit(np.zeros((2, 4, 4, 1)), np.zeros((2, 16)), verbose=0)
-    model.save(pretraining._state(target))
-    target.with_suffix(".csv").write_text("epoch,loss\n1,0.5\n")
-    found = subprocess.run([sys.executable, "-c", STATE, target], cwd=repository, capture_output=True, text=True)
-    assert found.stdout.strip() == "1", found.stderr[-2000:]

@@ -1,8 +1,7 @@
-"""A tiny network stands in for the variants where only the machinery around them is looked at."""
+"""A tiny network stands in for the variants where only the machinery around them is tested."""
 
 import itertools
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,11 +13,11 @@ import keras
 import numpy as np
 import pytest
 from conftest import every_process
-from toy_runs import CLASSES, FILES, OPTIONS, SIZE, assert_same_run, script, tiny, toy
+from toy_runs import CLASSES, FILES, OPTIONS, SIZE, assert_same_run, config, script, tiny, toy
 
 from covidlib import datasets
 from covidlib.datasets import decode, splits
-from covidlib.training import loop, runs, train
+from covidlib.training import checkpoints, loop, runs, train
 from covidlib.utils.files import sha256
 
 
@@ -29,11 +28,11 @@ def small(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, narrowed):
-    """The folder of a finished run of a narrow resnet50."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "resnet50" / "seed-1"
+    """The finished run of a narrow `improved`."""
+    folder = tmp_path_factory.mktemp("toy") / "profile" / "improved" / "seed-1"
     with narrowed():
-        train.train(*toy(), folder, "resnet50", **OPTIONS)
-    return folder
+        train.train(*toy(), folder, config(variant="improved"))
+    return runs.read_run(folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +46,28 @@ def whole(tmp_path_factory):
 
 
 def run_tiny(folder, **changes):
-    source, images = toy()
-    return train.train(source, images, folder, "tiny", **(OPTIONS | changes))
+    return train.train(*toy(), folder, config(**changes))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("closed, told", [
-    ("cache", "PermissionError: nothing can be written to this folder (Permission denied): give yourself the right"),
-    ("improved", "Give yourself the right to write there, or take another folder.")])
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, repository, bound, closed, told):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path, repository, bound):
     home = tmp_path / "home"
     source, _ = decode.decode_dataset(datasets.load("phantom", tmp_path / "data", [6, 6, 6]), SIZE, home / "cache")
     datasets.save(datasets.replace(source, manifest=splits.assign(source.manifest, 0)[0]), home)
-    (home / closed).mkdir(exist_ok=True)
-    (home / closed).chmod(0o555)
+    (home / "improved").mkdir()
+    (home / "improved").chmod(0o555)
     done = subprocess.run([*bound, sys.executable, "-m", "covidlib.utils.notebook", "notebooks/03_training.ipynb",
                            tmp_path / "03.ipynb", "-p", "output_dir", home, "-p", "image_size", str(SIZE)],
                           cwd=repository, capture_output=True, text=True)
-    assert done.returncode == 1 and told in done.stderr and str(home / closed) in done.stderr, done.stderr
+    assert done.returncode == 1 and str(home / "improved") in done.stderr, done.stderr
+    assert "Give yourself the right to write there, or take another folder." in done.stderr
     assert "Traceback" not in done.stderr and not (home / "improved" / "seed-0").exists()
 
 
 @pytest.mark.slow
 def test_killed_and_restarted_it_ends_like_an_undisturbed_run(undisturbed, tmp_path, repository, narrow, capsys):
-    folder = tmp_path / "seed-1"
-    state = tmp_path / "seed-1.partial" / "state.json"
-    process = subprocess.Popen(script(folder, "resnet50", **OPTIONS), cwd=repository, env=every_process())
+    folder, state = tmp_path / "seed-1", tmp_path / "seed-1.partial" / "state.json"
+    process = subprocess.Popen(script(folder, "improved"), cwd=repository, env=every_process())
     deadline = time.monotonic() + 300
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -80,16 +75,17 @@ def test_killed_and_restarted_it_ends_like_an_undisturbed_run(undisturbed, tmp_p
     assert process.wait() == -signal.SIGKILL
     done = len(json.loads(state.read_text())["history"])
     assert 1 <= done < OPTIONS["epochs"] and not folder.exists()
-    train.train(*toy(), folder, "resnet50", **OPTIONS)
+    train.train(*toy(), folder, config(variant="improved"))
     assert f"going on after epoch {done}" in capsys.readouterr().out
     assert not state.parent.exists()
-    assert_same_run(undisturbed, folder)
+    assert_same_run(undisturbed.path, folder)
 
 
-def test_a_run_directory_holds_what_it_should(undisturbed):
-    assert {path.name for path in undisturbed.iterdir()} == FILES
-    (run,) = runs.find_runs(undisturbed.parents[1])
-    assert run.path == undisturbed and run.classes == CLASSES
+def test_a_run_directory_is_complete(undisturbed):
+    assert {path.name for path in undisturbed.path.iterdir()} == FILES
+    (run,) = runs.find_runs(undisturbed.home)
+    assert (run.path, run.classes) == (undisturbed.path, CLASSES)
+    assert (run.dataset, run.profile, run.variant, run.seed, run.fold) == ("toy", "profile", "improved", 1, -1)
     assert list(run.history.columns) == loop.HISTORY and run.history["epoch"].tolist() == [1, 2, 3]
     assert run.history.notna().all(axis=None)
     columns = ["path", "slice_index", "patient", "split", "label", *(f"p_{name}" for name in CLASSES)]
@@ -100,19 +96,25 @@ def test_a_run_directory_holds_what_it_should(undisturbed):
     assert run.content["best_epoch"] == run.history["val_loss"].idxmin() + 1
     assert {key: run.parameters[key] for key in OPTIONS} == OPTIONS
     assert run.provenance["manifest_sha256"] and run.provenance["precision"] == "mixed_bfloat16"
-    assert run.content["model"]["parameters"] == keras.saving.load_model(undisturbed / "model.keras").count_params()
 
 
-def test_the_saved_model_knows_no_optimiser_and_gives_the_predictions(undisturbed):
-    model = keras.saving.load_model(undisturbed / "model.keras", safe_mode=True)
-    assert getattr(model, "optimizer", None) is None
-    assert (undisturbed / "model.keras").stat().st_size < 100e6
-    source, images = toy()
-    run = runs.read_run(undisturbed)
-    found = model.predict(images[18:, ..., None].astype("float32"), verbose=0)
-    assert np.allclose(found, run.predictions[[f"p_{name}" for name in CLASSES]], atol=2e-2)
-    assert loop.weights_sha256(model) == run.content["model"]["weights_sha256"]
-    model.load_weights(undisturbed / "best.weights.h5")
+def test_the_parameters_of_run_json_stay_as_they_are(undisturbed):
+    """With others, runs of before would not be recognised as the same."""
+    assert [name for name in undisturbed.parameters if not name.endswith("sha256")] == [
+        "dataset", "variant", "weights", "image_size", "epochs", "batch_size", "seed", "precision", "learning_rate",
+        "class_weights", "early_stopping", "augmentation", "deterministic", "backend"]
+    assert config(weights="none", checkpoint_every=5).parameters() == config().parameters()
+
+
+def test_the_saved_model_has_no_optimiser_and_gives_the_predictions(undisturbed):
+    model = undisturbed.model
+    saved = keras.saving.load_model(undisturbed.path / "model.keras", safe_mode=True)
+    assert model is undisturbed.model and getattr(saved, "optimizer", None) is None
+    assert undisturbed.content["model"] == {"parameters": model.count_params(),
+                                            "weights_sha256": loop.weights_sha256(model)}
+    found = model.predict(toy()[1][18:, ..., None].astype("float32"), verbose=0)
+    assert np.allclose(found, undisturbed.predictions[[f"p_{name}" for name in CLASSES]], atol=2e-2)
+    keras.models.clone_model(model).load_weights(undisturbed.path / "best.weights.h5")
 
 
 def test_two_undisturbed_runs_are_the_same_and_another_seed_is_not(small, whole, tmp_path):
@@ -121,44 +123,39 @@ def test_two_undisturbed_runs_are_the_same_and_another_seed_is_not(small, whole,
     assert again["model"]["weights_sha256"] != other["model"]["weights_sha256"]
 
 
-@pytest.mark.parametrize("moment", ["_fit_epoch", "_save", "_predict"])
-def test_interrupted_anywhere_it_goes_on(small, whole, tmp_path, monkeypatch, moment):
-    original, calls = getattr(loop.Session, moment), []
+def interrupt(patch, owner, method, call):
+    """Have `method` of a class interrupted at its `call`-th call."""
+    original, calls = getattr(owner, method), itertools.count(1)
 
-    def interrupted(self, *arguments):
-        calls.append(1)
-        if len(calls) == (1 if moment == "_predict" else 2):
+    def interrupted(self, *arguments, **options):
+        if next(calls) == call:
             raise KeyboardInterrupt
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
+    patch.setattr(owner, method, interrupted)
+
+
+def cut(folder, monkeypatch, owner=loop.Session, method="_fit_epoch", call=3, **options):
+    """Leave the partial folder of a tiny run that was interrupted there, by default after two epochs."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.Session, moment, interrupted)
-        run_tiny(tmp_path / "cut")
-    assert not (tmp_path / "cut").exists()
-    run_tiny(tmp_path / "cut")
-    assert_same_run(whole, tmp_path / "cut")
-
-
-def cut_after(folder, monkeypatch, epochs, **options):
-    """Leave the partial folder of a tiny run that stopped after so many epochs."""
-    original = loop.Session._fit_epoch
-
-    def interrupted(self, epoch):
-        if epoch == epochs:
-            raise KeyboardInterrupt
-        return original(self, epoch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.Session, "_fit_epoch", interrupted)
+        interrupt(patch, owner, method, call)
         run_tiny(folder, **options)
+    assert not folder.exists()
     return folder.with_name(folder.name + ".partial")
+
+
+@pytest.mark.parametrize("owner, method, call", [
+    (loop.Session, "_fit_epoch", 2), (checkpoints.Checkpoints, "save", 2), (loop.Session, "_predict", 1)])
+def test_interrupted_anywhere_it_goes_on(small, whole, tmp_path, monkeypatch, owner, method, call):
+    cut(tmp_path / "run", monkeypatch, owner, method, call)
+    run_tiny(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
 
 
 @pytest.mark.parametrize("file", ["epoch-0002.arrays", "best-*.arrays"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(small, whole, tmp_path, monkeypatch, capsys, file, damage):
-    partial = cut_after(tmp_path / "run", monkeypatch, epochs=2)
-    path = sorted(partial.glob(file))[-1]
+    path = sorted(cut(tmp_path / "run", monkeypatch).glob(file))[-1]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "gone":
@@ -172,43 +169,46 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(small, whole, tmp_pat
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_without_a_whole_checkpoint_it_starts_over(small, whole, tmp_path, monkeypatch):
-    partial = cut_after(tmp_path / "run", monkeypatch, epochs=2)
-    for path in partial.glob("*.arrays"):
-        path.write_bytes(b"")
-    with pytest.warns(UserWarning, match="no checkpoint in .*run.partial is whole: starting over"):
+@pytest.mark.parametrize("files, content, message", [
+    ("*.arrays", "", "no checkpoint in .*run.partial is whole"), ("state.json", "{", "state.json is damaged")])
+def test_without_a_whole_checkpoint_it_starts_over(small, whole, tmp_path, monkeypatch, files, content, message):
+    for path in cut(tmp_path / "run", monkeypatch).glob(files):
+        path.write_text(content)
+    with pytest.warns(UserWarning, match=f"{message}: starting over"):
         run_tiny(tmp_path / "run")
     assert_same_run(whole, tmp_path / "run")
-    partial = cut_after(tmp_path / "other", monkeypatch, epochs=1)
-    (partial / "state.json").write_text("{")
-    with pytest.warns(UserWarning, match="state.json is damaged: starting over"):
-        run_tiny(tmp_path / "other")
-    assert_same_run(whole, tmp_path / "other")
+
+
+def test_a_partial_run_with_other_parameters_is_discarded(small, tmp_path, monkeypatch):
+    cut(tmp_path / "run", monkeypatch, method="finish", call=1, epochs=1)
+    with pytest.warns(UserWarning, match="learning_rate=0.001 instead of 0.002: starting over"):
+        run_tiny(tmp_path / "run", epochs=1, learning_rate=2e-3)
+    assert runs.read_run(tmp_path / "run").parameters["learning_rate"] == 2e-3
 
 
 def test_two_trainings_of_one_run_do_not_meet(small, tmp_path, monkeypatch):
-    original, told = loop.Session._fit_epoch, []
+    original, refused = loop.Session._fit_epoch, []
 
     def second(self, epoch):
-        if not told:
+        if not refused:
             with pytest.raises(RuntimeError, match="another training is at work on .*run: wait") as error:
                 run_tiny(tmp_path / "run")
-            told.append(error)
+            refused.append(error)
         return original(self, epoch)
 
     monkeypatch.setattr(loop.Session, "_fit_epoch", second)
     monkeypatch.setattr(train, "PATIENCE", 0)
     run_tiny(tmp_path / "run")
-    assert told and runs.read_run(tmp_path / "run").content["epochs_trained"] == 3
+    assert refused and runs.read_run(tmp_path / "run").content["epochs_trained"] == 3
 
 
 @pytest.mark.slow
-def test_states_may_be_written_seldom(small, whole, tmp_path, monkeypatch, capsys):
-    clock, written, original = itertools.count(0, 10), [], loop.Session._checkpoint
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(loop.Session, "_checkpoint",
+def test_checkpoints_may_be_written_seldom(small, whole, tmp_path, monkeypatch, capsys):
+    clock, written, original = itertools.count(0, 10), [], checkpoints.Checkpoints._checkpoint
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(checkpoints.Checkpoints, "_checkpoint",
                         lambda self, epoch: written.append(epoch) or original(self, epoch))
-    partial = cut_after(tmp_path / "run", monkeypatch, epochs=2, checkpoint_every=15)
+    partial = cut(tmp_path / "run", monkeypatch, checkpoint_every=15)
     assert json.loads((partial / "state.json").read_text())["history"][-1]["epoch"] == 2 and 1 not in written
     run_tiny(tmp_path / "run", checkpoint_every=1e9)
     assert "going on after epoch 2" in capsys.readouterr().out
@@ -218,7 +218,7 @@ def test_states_may_be_written_seldom(small, whole, tmp_path, monkeypatch, capsy
 FULL = """
 import pathlib, shutil, sys
 sys.path.insert(0, 'tests')
-from toy_runs import OPTIONS, tiny, toy
+from toy_runs import config, tiny, toy
 from covidlib.training import loop, train
 loop.build_classifier, fit = tiny, loop.Session._fit_epoch
 disk, out = map(pathlib.Path, sys.argv[1:])
@@ -233,33 +233,27 @@ def filled(self, epoch):
 
 loop.Session._fit_epoch = filled
 try:
-    train.train(*toy(), disk / 'run', 'tiny', **OPTIONS)
+    train.train(*toy(), disk / 'run', config())
 except OSError as error:
     print(error)
 (disk / 'filler').unlink()
 loop.Session._fit_epoch = fit
-train.train(*toy(), disk / 'run', 'tiny', **OPTIONS)
+train.train(*toy(), disk / 'run', config())
 shutil.copytree(disk / 'run', out)
 """
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """(what stands before a command that shall have a disk of 1 MB, the folder where it has it)."""
-    (tmp_path / "disk").mkdir()
-    command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && "$@"', str(tmp_path / "disk")]
-    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+def test_a_full_disk_is_reported_and_loses_no_epoch(whole, tmp_path, repository):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && "$@"', disk]
+    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], capture_output=True).returncode:
         pytest.skip("a file system of its own cannot be mounted here (root may)")
-    return command, tmp_path / "disk"
-
-
-def test_a_full_disk_is_told_and_loses_no_epoch(whole, disk, tmp_path, repository):
-    mounted, place = disk
-    done = subprocess.run([*mounted, sys.executable, "-c", FULL, place, tmp_path / "run"], cwd=repository,
+    done = subprocess.run([*mounted, sys.executable, "-c", FULL, disk, tmp_path / "run"], cwd=repository,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = f"epoch 2 could not be written to {place}/run.partial ([Errno 28] No space left on device). Mend that: the "
-    assert f"{told}same call goes on after epoch 1." in done.stdout and "going on after epoch 1" in done.stdout
+    reason = f"epoch 2 could not be written to {disk}/run.partial ([Errno 28] No space left on device). Mend that: the "
+    assert f"{reason}same call goes on after epoch 1." in done.stdout and "going on after epoch 1" in done.stdout
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -273,13 +267,10 @@ def test_without_room_for_the_run_it_stays_where_it_is(small, whole, tmp_path, m
 
 
 def test_a_checkpoint_holds_the_whole_state_exactly(small, tmp_path):
-    folder = tmp_path / "run"
-    options = OPTIONS | {"learning_rate": 1e-3, "class_weights": False, "early_stopping": None}
-    parameters = options | {"variant": "tiny", "weights": None, "augmentation": "paper"}
-    one = loop.Session(*toy(), folder, parameters)
-    one._save(one._fit_epoch(0))
+    one = loop.Session(*toy(), tmp_path / "run", config(), {})
+    one.checkpoints.save(one._fit_epoch(0), one._variables(), one.model.get_weights())
     before = [variable.numpy() for variable in one._variables()]
-    two = loop.Session(*toy(), folder, parameters)
+    two = loop.Session(*toy(), tmp_path / "run", config(), {})
     after = [variable.numpy() for variable in two._variables()]
     assert int(two.trainer.optimizer.iterations) == 3
     assert any("seed_generator" in variable.path for variable in two._variables())
@@ -300,7 +291,7 @@ def test_a_run_with_other_parameters_is_not_overwritten(whole):
         run_tiny(whole, epochs=2)
     source, images = toy()
     with pytest.raises(ValueError, match="data_sha256"):
-        train.train(source, 255 - images, whole, "tiny", **OPTIONS)
+        train.train(source, 255 - images, whole, config())
 
 
 def test_what_is_left_of_a_run_without_its_record_is_replaced(small, whole, tmp_path):
@@ -310,29 +301,19 @@ def test_what_is_left_of_a_run_without_its_record_is_replaced(small, whole, tmp_
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_a_partial_run_with_other_parameters_is_discarded(small, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.Session, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        run_tiny(tmp_path / "run", epochs=1)
-    with pytest.warns(UserWarning, match="learning_rate=0.001 instead of 0.002: starting over"):
-        run_tiny(tmp_path / "run", epochs=1, learning_rate=2e-3)
-    assert runs.read_run(tmp_path / "run").parameters["learning_rate"] == 2e-3
-
-
 @pytest.mark.parametrize("weights", ["a file", "imagenet"])
-def test_the_checksum_of_what_it_began_with_is_recorded(small, tmp_path, monkeypatch, weights):
+def test_the_checksum_of_the_starting_weights_is_recorded(small, tmp_path, monkeypatch, weights):
     file = tmp_path / "own.weights.h5"
     file.write_bytes(b"weights")
     monkeypatch.setattr(keras.utils, "get_file", lambda *_, **__: str(file))
-    source, images = toy()
-    content = train.train(source, images, tmp_path / "run", "resnet50", **OPTIONS | {"epochs": 1},
-                             weights=str(file) if weights == "a file" else weights)
+    content = run_tiny(tmp_path / "run", variant="resnet50", epochs=1,
+                       weights=file if weights == "a file" else weights)
     assert content["parameters"]["weights_sha256"] == content["provenance"]["weights_sha256"] == sha256(file)
 
 
-@pytest.mark.parametrize("moment, told", [("before", "loss became nan"), ("after", "weights became .*")])
+@pytest.mark.parametrize("moment, message", [("before", "loss became nan"), ("after", "weights became .*")])
 def test_a_loss_or_weight_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
-        small, whole, tmp_path, monkeypatch, moment, told):
+        small, whole, tmp_path, monkeypatch, moment, message):
     """Before the second epoch, and by its last step, which its mean loss does not show."""
     original = loop.Session._fit_epoch
 
@@ -349,7 +330,7 @@ def test_a_loss_or_weight_that_is_no_number_stops_the_run_and_keeps_the_last_goo
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Session, "_fit_epoch", spoiled)
-        with pytest.raises(FloatingPointError, match=f"{told} in epoch 2: lower .* after epoch 1 is kept in .* "
+        with pytest.raises(FloatingPointError, match=f"{message} in epoch 2: lower .* after epoch 1 is kept in .* "
                                                      "Received: learning_rate=0.001"):
             run_tiny(tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -367,12 +348,12 @@ def test_where_no_epoch_was_written_none_is_said_to_be_kept(small, tmp_path, mon
 def test_without_validation_slices_the_best_epoch_is_the_last(small, tmp_path):
     source, images = toy()
     source.manifest["split"] = source.manifest["split"].replace("val", "train")
-    content = train.train(source, images, tmp_path / "run", "tiny", **OPTIONS)
+    content = train.train(source, images, tmp_path / "run", config())
     run = runs.read_run(tmp_path / "run")
     assert run.history[["val_loss", "val_accuracy"]].isna().all(axis=None)
     assert content["best_epoch"] == 3 and set(content["metrics"]) == {"test"}
     with pytest.raises(ValueError, match="no validation slices"):
-        train.train(source, images, tmp_path / "other", "tiny", **OPTIONS, early_stopping=1)
+        train.train(source, images, tmp_path / "other", config(early_stopping=1))
 
 
 def test_early_stopping_is_off_by_default_and_stops_when_asked(small, tmp_path, monkeypatch):
@@ -391,61 +372,52 @@ def test_class_weights_balance_the_classes(small, tmp_path):
     training_rows = source.manifest["split"] == "train"
     drop = source.manifest.index[training_rows & (source.manifest["label"] == "viral")][2:]
     source.manifest.loc[drop, "split"] = ""
-    parameters = OPTIONS | {"variant": "tiny", "weights": None, "learning_rate": 1e-3}
-    found = loop.Session(source, images, tmp_path / "run", parameters)._class_weights()
+    found = loop.Session(source, images, tmp_path / "run", config(), {})._class_weights()
     assert found == pytest.approx({0: 14 / 18, 1: 14 / 6, 2: 14 / 18})
-    options = OPTIONS | {"epochs": 1}
-    plain = train.train(source, images, tmp_path / "plain", "tiny", **options)
-    weighted = train.train(source, images, tmp_path / "weighted", "tiny", **options, class_weights=True)
-    assert plain["model"]["weights_sha256"] != weighted["model"]["weights_sha256"]
+    weights = {train.train(source, images, tmp_path / str(chosen), config(epochs=1, class_weights=chosen))["model"]
+               ["weights_sha256"] for chosen in (False, True)}
+    assert len(weights) == 2
 
 
-def test_it_learns_what_brightness_tells(small, tmp_path):
+def test_it_learns_to_tell_brightness(small, tmp_path):
     content = run_tiny(tmp_path / "run", epochs=20, learning_rate=0.03, augmentation="none")
     assert content["metrics"]["test"]["accuracy"] == 1.0
 
 
-def test_mistakes_are_named_before_anything_is_written(small, tmp_path):
+@pytest.mark.parametrize("changes, message", [
+    ({"epochs": 0}, "from 1 up. Received: epochs=0"),
+    ({"batch_size": 0}, "Received: batch_size=0"),
+    ({"seed": -1}, "from 0 up. Received: seed=-1"),
+    ({"learning_rate": 0.0}, "Received: learning_rate=0.0"),
+    ({"early_stopping": 0}, "Received: early_stopping=0"),
+    ({"augmentation": "strong"}, "one of paper, mild, none"),
+    ({"precision": "float8"}, "precision must be one of"),
+    ({"devices": 0}, "whole number from 1 up. Received: devices=0"),
+    ({"devices": 1.5}, "Received: devices=1.5"),
+    ({"devices": 64}, "set_logical_device_configuration .* Received: devices=64"),
+], ids=str)
+def test_a_value_that_does_not_fit_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_data_that_do_not_fit_are_named_before_anything_is_written(small, tmp_path):
+    with pytest.raises(ValueError, match=r"uint8 \(30, 64, 64\)"):
+        run_tiny(tmp_path / "run", image_size=64)
     source, images = toy()
-    cases = [
-        ({"epochs": 0}, "from 1 up. Received: epochs=0"),
-        ({"batch_size": 0}, "Received: batch_size=0"),
-        ({"seed": -1}, "from 0 up. Received: seed=-1"),
-        ({"learning_rate": 0.0}, "Received: learning_rate=0.0"),
-        ({"early_stopping": 0}, "Received: early_stopping=0"),
-        ({"image_size": 64}, r"uint8 \(30, 64, 64\)"),
-        ({"augmentation": "strong"}, "one of paper, mild, none"),
-        ({"precision": "float8"}, "precision must be one of"),
-    ]
-    for changes, message in cases:
-        with pytest.raises(ValueError, match=message):
-            run_tiny(tmp_path / "run", **changes)
     source.manifest.loc[source.manifest["label"] == "viral", "split"] = "test"
     with pytest.raises(ValueError, match="none of: viral"):
-        train.train(source, images, tmp_path / "run", "tiny", **OPTIONS)
+        train.train(source, images, tmp_path / "run", config())
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_variant_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'resnet50'"):
-        train.train(*toy(), tmp_path / "run", "resnet5", **OPTIONS)
+        run_tiny(tmp_path / "run", variant="resnet5")
     assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
 
 
-def test_a_missing_run_names_the_mend(tmp_path):
+@pytest.mark.parametrize("read", [runs.read_run, runs.find_runs])
+def test_a_missing_run_names_the_notebook_to_run(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="run notebook 03_training first"):
-        runs.read_run(tmp_path)
-    with pytest.raises(FileNotFoundError, match="run notebook 03_training first"):
-        runs.find_runs(tmp_path)
-
-
-@pytest.mark.slow
-def test_training_on_jax(tmp_path, repository):
-    pytest.importorskip("jax")
-    folder = tmp_path / "run"
-    options = OPTIONS | {"epochs": 1, "precision": "float32"}
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    command = script(folder, "tiny", **options)
-    subprocess.run(command, cwd=repository, env=environment, check=True, timeout=300)
-    run = runs.read_run(folder)
-    assert run.parameters["backend"] == "jax" and np.isfinite(run.history["loss"]).all()
+        read(tmp_path)
