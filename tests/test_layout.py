@@ -19,7 +19,8 @@ def test_a_broken_rule_is_seen(repository, tmp_path):
     (tmp_path / "covidlib" / "models" / "weights.py").write_text("from covidlib import training\n")
     rule = (repository / "pyproject.toml").read_text(encoding="utf-8").split("[tool.importlinter]")[1]
     rule = rule.split("layers = [")[0].replace(', "study", "benchmarks"', "")
-    (tmp_path / "pyproject.toml").write_text(f'[tool.importlinter]{rule}layers = ["covidlib.training", "covidlib.models"]')
+    rule += 'layers = ["covidlib.training", "covidlib.models"]'
+    (tmp_path / "pyproject.toml").write_text(f"[tool.importlinter]{rule}")
     done = subprocess.run([sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "covidlib.models is not allowed to import covidlib.training" in done.stdout

@@ -229,7 +229,7 @@ def test_publishing_copies_what_is_small_and_names_no_folder(published):
     for name in ("accuracy", "differences", "reliability", "curves"):
         assert (published / f"figures/{name}.png").stat().st_size > 5000
     rows = json.loads((published / "claims.json").read_text())
-    gain = next(row for row in rows if row["id"] == "enrichment")
+    gain = next(row for row in rows if row["id"] == "gain")
     assert gain["verdict"] == "reproduced" and "folds" in gain["measured"]
     page = (published / "README.md").read_text()
     assert "5 of 5 folds" in page and "## What the protocol plans" in page
