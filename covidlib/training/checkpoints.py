@@ -27,7 +27,7 @@ class Checkpoints:
         self.history, self.sha256, self.seconds_before = [], {}, 0.0
         self.started, self.written = time.perf_counter(), time.monotonic()
         if problem := self._read():
-            warnings.warn(f"{problem}: starting over", stacklevel=5)
+            warnings.warn(f"{problem}: starting over", stacklevel=4)
         if not self.history:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -106,7 +106,7 @@ class Checkpoints:
             self.history = []
             return f"no checkpoint in {self.folder} is whole"
         if count < epochs:
-            warnings.warn(f"{self.folder}, epoch {epochs} is damaged: going on after the one before", stacklevel=6)
+            warnings.warn(f"{self.folder}, epoch {epochs} is damaged: going on after the one before", stacklevel=5)
         self.sha256 = {path.name: known[path.name] for path in files}
         self.seconds_before = state["wall_seconds"]
         return ""

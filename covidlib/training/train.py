@@ -17,7 +17,7 @@ from covidlib.models.weights import resolve
 from covidlib.training import pretraining
 from covidlib.training.config import TrainingConfig
 from covidlib.training.loop import Session
-from covidlib.training.runs import differences, read_json, read_run
+from covidlib.training.runs import differences, read_json
 from covidlib.utils.files import sha256
 
 __all__ = ["TrainingConfig", "train"]
@@ -47,31 +47,28 @@ def train(source, images, run_dir, config, progress=True):
     }
     parameters = json.loads(json.dumps(parameters))  # as run.json will give them back
     run_dir = Path(run_dir)
+    partial = run_dir.with_name(run_dir.name + ".partial")
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(run_dir.with_name(f".{run_dir.name}.lock"), timeout=PATIENCE):
-            return _train(source, images, run_dir, config, parameters, progress)
+        lock = FileLock(run_dir.with_name(f".{run_dir.name}.lock")).acquire(timeout=PATIENCE)
     except Timeout:
         raise RuntimeError(f"another training is at work on {run_dir}: wait for its end, or choose another "
                            "folder") from None
+    with lock:
+        if (run_dir / "run.json").exists():
+            content = read_json(run_dir / "run.json")
+            if other := differences(content["parameters"], parameters):
+                raise ValueError(f"{run_dir} holds a finished run with {other}. Choose another folder or remove it.")
+            shutil.rmtree(partial, ignore_errors=True)
+            return content
+        keras.utils.set_random_seed(config.seed)
+        if config.deterministic and keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
 
-
-def _train(source, images, run_dir, config, parameters, progress):
-    partial = run_dir.with_name(run_dir.name + ".partial")
-    if (run_dir / "run.json").exists():
-        content = read_run(run_dir).content
-        if other := differences(content["parameters"], parameters):
-            raise ValueError(f"{run_dir} holds a finished run with {other}. Choose another folder or remove it.")
-        shutil.rmtree(partial, ignore_errors=True)
-        return content
-    keras.utils.set_random_seed(config.seed)
-    if config.deterministic and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    session = Session(source, images, partial, config, parameters)
-    session.fit(progress)
-    session.finish(run_dir)
+            tf.config.experimental.enable_op_determinism()
+        session = Session(source, images, partial, config, parameters)
+        session.fit(progress)
+        session.finish(run_dir)
     return read_json(run_dir / "run.json")
 
 
