@@ -64,7 +64,8 @@ def train_both(root, size):
 
 def draw(root):
     """Folder of one DICOM series: a patient's phantom slices again and again, with noise of their own."""
-    files = sorted((root / "data" / "phantom").rglob("*.dcm"))[:8]
+    patient = min((root / "data" / "phantom").rglob("*.dcm")).parent
+    files = sorted(patient.glob("*.dcm"))
     folder, rng, series = root / "series", np.random.default_rng(0), pydicom.uid.generate_uid()
     folder.mkdir()
     for n in range(SLICES):
