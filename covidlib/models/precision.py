@@ -29,7 +29,7 @@ def resolve_precision(precision="auto"):
 
 @contextlib.contextmanager
 def dtype_policy(name):
-    """Layers made inside get this dtype policy; the global one is as before afterwards."""
+    """Layers created inside get this dtype policy; the global one is as before afterwards."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

@@ -12,7 +12,7 @@ from covidlib.models.layers import BatchNormalization
 STAGES = {"conv2": (64, 3), "conv3": (128, 4), "conv4": (256, 6), "conv5": (512, 3)}  # width, blocks
 PLACEMENTS = ("branch", "after", "before")
 
-# keras.applications averages the moving statistics with momentum 0.99, made for the many thousand steps
+# keras.applications averages the moving statistics with momentum 0.99, meant for the many thousand steps
 # of ImageNet. A training of a few hundred steps would validate on statistics that still lag behind.
 MOMENTUM = 0.9
 

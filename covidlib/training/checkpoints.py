@@ -66,7 +66,7 @@ class Checkpoints:
                      "wall_seconds": self.wall_seconds}
             write_atomically(self.folder / "state.json", json.dumps(state))
         except OSError as error:
-            raise OSError(f"epoch {epoch} could not be written to {self.folder} ({error}). Mend that: the same call "
+            raise OSError(f"epoch {epoch} could not be written to {self.folder} ({error}). Solve that: the same call "
                           f"goes on after epoch {before}.") from error
         self.written = time.monotonic()
         for path in set(self.folder.iterdir()) - files - {self.folder / "state.json"}:

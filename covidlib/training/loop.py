@@ -65,7 +65,7 @@ class Session:
                 bar.set_postfix({name: row[name] for name in HISTORY[1:5] if row[name] is not None})
 
     def finish(self, run_dir):
-        """Write the run directory beside the checkpoints, then put it in place in one step."""
+        """Write the run directory in the folder of the checkpoints, then move it to its place in one step."""
         ready = self.checkpoints.folder / "finished"
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()

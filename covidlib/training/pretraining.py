@@ -4,7 +4,7 @@
 
 ResNet-50 learns, on phantoms of a seed that nothing else uses, which class a slice is of and which share of every
 place of the conv3 and conv4 stages is lesion, by kind. Only its backbone is kept: what a variant adds starts at random,
-so all variants start from the same knowledge. The file is named by what it depends on, and made once.
+so all variants start from the same knowledge. The file is named by what it depends on, and computed once.
 """
 
 import argparse
@@ -47,12 +47,12 @@ def path(image_size, home=HOME):
 
 
 def resolve(weights, image_size):
-    """For "phantom" the file of these weights, made here where it is missing; any other `weights` as they are."""
+    """For "phantom" the file of these weights, computed where it is missing; any other `weights` as they are."""
     return make(image_size) if weights == "phantom" else weights
 
 
 def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto"):
-    """Path of the weights for `image_size` pixels, which are made where they are missing.
+    """Path of the weights for `image_size` pixels, which are computed where they are missing.
 
     That takes 20 minutes at 96 px on 2 cores, and goes on after the last finished epoch. A table of the same name
     (.csv) is the training's history.

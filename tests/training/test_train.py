@@ -252,8 +252,9 @@ def test_a_full_disk_is_reported_and_loses_no_epoch(whole, tmp_path, repository)
     done = subprocess.run([*mounted, sys.executable, "-c", FULL, disk, tmp_path / "run"], cwd=repository,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    reason = f"epoch 2 could not be written to {disk}/run.partial ([Errno 28] No space left on device). Mend that: the "
-    assert f"{reason}same call goes on after epoch 1." in done.stdout and "going on after epoch 1" in done.stdout
+    reason = f"epoch 2 could not be written to {disk}/run.partial ([Errno 28] No space left on device). "
+    assert f"{reason}Solve that: the same call goes on after epoch 1." in done.stdout
+    assert "going on after epoch 1" in done.stdout
     assert_same_run(whole, tmp_path / "run")
 
 
