@@ -1,7 +1,7 @@
-"""Every figure and table of the paper, drawn from plain arrays, DataFrames and built models.
+"""The figures and tables of the paper, drawn from arrays and DataFrames (Figures 2 and 3: see `diagrams`).
 
 Each function returns a matplotlib Figure that pyplot has let go of, so that a notebook shows it
-once (as the last line of a cell) and nothing piles up in memory. Titles state what is seen.
+once (as the last line of a cell) and nothing piles up in memory. Titles state the result.
 """
 
 import io
@@ -13,12 +13,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from PIL import Image
-
-from covidlib.report.diagrams import figure2_fpn, figure3_attention
-
-__all__ = ["style", "save", "sheet", "figure1_augmentation", "figure2_fpn", "figure3_attention",
-           "figure4_curves", "figure5_classified", "figure6_confusion", "roc", "precision_recall", "reliability",
-           "comparison", "shortcuts", "draw_reliability", "table1", "table2", "new", "PAPER"]
 
 # What the paper prints in its tables (sections 3.1 and 3.3).
 PAPER = {
@@ -37,22 +31,18 @@ def style() -> None:
         "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"})
 
 
-def save(figure, folder, name) -> list[Path]:
+def save(figure, folder, name) -> None:
     """Write `<folder>/<name>.png`, `.svg` and `.pdf` without dates: the same figure, the same bytes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    pictures = [image for axis in figure.axes for image in axis.images]
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once for all, not twice for every format
-    with plt.rc_context({"svg.hashsalt": "covidlib"}):
-        for kind, facts in metadata.items():
-            for image in pictures:  # vector files hold pictures as they are, not enlarged
-                image.set_interpolation(None if kind == "png" else "none")
-            figure.savefig(folder / f"{name}.{kind}", metadata=facts, bbox_inches="tight")
+    for kind, dated in {"png": "Software", "svg": "Date", "pdf": "CreationDate"}.items():
+        for image in (image for axis in figure.axes for image in axis.images):
+            image.set_interpolation(None if kind == "png" else "none")  # vector files hold pictures as they are
+        figure.savefig(folder / f"{name}.{kind}", metadata={dated: None}, bbox_inches="tight")
     picture = folder / f"{name}.png"
     picture.write_bytes(compact(picture.read_bytes()))
-    return [folder / f"{name}.{kind}" for kind in metadata]
 
 
 def compact(png) -> bytes:
@@ -70,16 +60,21 @@ def new(width, height, rows=1, columns=1, **options):
     return figure, axes.ravel()
 
 
+def intervals(axis, places, value, low, high, **options):
+    """Points with bars from `low` to `high`, at the heights `places`."""
+    axis.errorbar(value, places, xerr=[value - low, high - value], capsize=3, **options)
+
+
 def sheet(images, titles, columns=5, colors=None, suptitle=None):
     """Grid of grey or RGB slices (0..255), each with its title."""
     rows = ceil(len(images) / columns)
     figure, axes = new(2.1 * columns, 2.5 * rows + 0.4, rows, columns)
     for axis in axes:
         axis.set_axis_off()
-    for i, (axis, image, title) in enumerate(zip(axes, images, titles, strict=False)):
+    colors = colors or ["black"] * len(images)
+    for axis, image, title, color in zip(axes, images, titles, colors, strict=False):
         image = np.squeeze(np.asarray(image))
         axis.imshow(image if image.ndim == 2 else image.astype("uint8"), cmap="gray", vmin=0, vmax=255)
-        color = colors[i] if colors else "black"
         axis.set_title(title, fontsize=9, loc="center", fontweight="normal", color=color)
     if suptitle:
         figure.suptitle(suptitle, fontsize=12, fontweight="bold", x=0.01, ha="left")
@@ -100,16 +95,15 @@ def figure4_curves(history):
     """
     histories = history if isinstance(history, dict) else {"": history}
     figure, axes = new(11, 4, 1, 2)
-    for color, (variant, table) in zip(sns.color_palette("colorblind"), histories.items(), strict=False):
-        prefix = f"{variant} " if variant else ""
-        for axis, quantity in zip(axes, ("accuracy", "loss"), strict=True):
-            short, held_out = quantity.replace("accuracy", "acc"), f"val_{quantity}"
-            axis.plot(table["epoch"], table[quantity], color=color, label=f"{prefix}{short} (training)")
+    units = {"accuracy": "fraction correct", "loss": "cross-entropy, nats"}
+    for axis, (quantity, unit) in zip(axes, units.items(), strict=True):
+        short, held_out = quantity.replace("accuracy", "acc"), f"val_{quantity}"
+        for k, (variant, table) in enumerate(histories.items()):
+            axis.plot(table["epoch"], table[quantity], color=f"C{k}", label=f"{variant} {short} (training)".strip())
             if held_out in table and table[held_out].notna().any():
-                axis.plot(table["epoch"], table[held_out], color=color, linestyle="--", marker=".",
-                          label=f"{prefix}val_{short} (validation)")
-    for axis, unit in zip(axes, ("accuracy (fraction correct)", "loss (cross-entropy, nats)"), strict=True):
-        axis.set(xlabel="epoch", ylabel=unit)
+                axis.plot(table["epoch"], table[held_out], color=f"C{k}", linestyle="--", marker=".",
+                          label=f"{variant} val_{short} (validation)".strip())
+        axis.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
     axes[0].set(ylim=(0, 1.02), title=_lowest_loss(histories))
@@ -120,10 +114,8 @@ def _lowest_loss(histories) -> str:
     best = sorted({int(table.loc[table["val_loss"].idxmin(), "epoch"]) for table in histories.values()
                    if "val_loss" in table and table["val_loss"].notna().any()})
     epochs = max(int(table["epoch"].max()) for table in histories.values())
-    if not best:
-        return f"{epochs} epochs, no validation part"
-    where = str(best[0]) if len(best) == 1 else f"{best[0]} to {best[-1]}"
-    return f"Validation loss lowest at epoch {where} of {epochs}"
+    where = " to ".join(str(epoch) for epoch in dict.fromkeys([best[0], best[-1]])) if best else ""
+    return f"Validation loss lowest at epoch {where} of {epochs}" if best else f"{epochs} epochs, no validation part"
 
 
 def figure5_classified(images, predictions, classes, columns=6):
@@ -132,12 +124,11 @@ def figure5_classified(images, predictions, classes, columns=6):
     images: (N, S, S) in 0..255, in the order of the rows of `predictions` (label, p_<class>...).
     """
     probabilities = predictions[[f"p_{name}" for name in classes]].to_numpy()
-    best = probabilities.argmax(axis=1)
-    right = [classes[k] == label for k, label in zip(best, predictions["label"], strict=True)]
-    palette = sns.color_palette("colorblind")
-    titles = [f"{classes[k]} {row[k]:.2f} {'=' if ok else '≠'} {label}"
-              for k, row, ok, label in zip(best, probabilities, right, predictions["label"], strict=True)]
-    return sheet(images, titles, columns, [palette[0] if ok else palette[3] for ok in right],
+    answers = [classes[k] for k in probabilities.argmax(axis=1)]
+    right = [answer == label for answer, label in zip(answers, predictions["label"], strict=True)]
+    titles = [f"{answer} {p:.2f} {'=' if ok else '≠'} {label}" for answer, p, ok, label in
+              zip(answers, probabilities.max(axis=1), right, predictions["label"], strict=True)]
+    return sheet(images, titles, columns, ["C0" if ok else "C3" for ok in right],
                  f"{sum(right)} of these {len(right)} slices are classified correctly (predicted, probability, true)")
 
 
@@ -165,10 +156,9 @@ def roc(curves, n):
     for name, part in curves.groupby("class", sort=False):
         areas[name] = np.trapezoid(part["tpr"], part["fpr"])
         axis.plot(part["fpr"], part["tpr"], label=f"{name} (AUC {areas[name]:.3f})")
-    best = f"{max(areas, key=areas.get)} is told apart best" if areas else "No class has a curve"
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity (true positive rate)",
-             aspect="equal", ylim=(-0.02, 1.02), title=f"{best} (n = {n} slices)")
+             aspect="equal", ylim=(-0.02, 1.02), title=_highest_area(areas, "AUC", n))
     axis.legend(loc="lower right", fontsize=9)
     return figure
 
@@ -176,21 +166,24 @@ def roc(curves, n):
 def precision_recall(curves, n):
     """One curve per class against the rest, of `n` slices. curves: DataFrame class, recall, precision.
 
-    Dotted: a class's share of the slices, which answers at random would have.
+    Dotted: a class's share of the slices, the precision of random answers.
     """
     figure, (axis,) = new(5.5, 5.2)
     areas = {}
-    colors = sns.color_palette("colorblind")
-    for color, (name, part) in zip(colors, curves.groupby("class", sort=False), strict=False):
+    for k, (name, part) in enumerate(curves.groupby("class", sort=False)):
         areas[name] = average_precision(part)
-        axis.step(part["recall"], part["precision"], where="pre", color=color,
+        axis.step(part["recall"], part["precision"], where="pre", color=f"C{k}",
                   label=f"{name} (average precision {areas[name]:.3f})")
-        axis.axhline(part["precision"].iloc[0], color=color, linestyle=":", linewidth=1)
-    best = f"{max(areas, key=areas.get)} is found most precisely" if areas else "No class has a curve"
+        axis.axhline(part["precision"].iloc[0], color=f"C{k}", linestyle=":", linewidth=1)
     axis.set(xlabel="recall (sensitivity)", ylabel="precision (positive predictive value)", xlim=(-0.02, 1.02),
-             ylim=(-0.02, 1.02), title=f"{best} (n = {n} slices)")
+             ylim=(-0.02, 1.02), title=_highest_area(areas, "precision", n))
     axis.legend(loc="lower left", fontsize=9)
     return figure
+
+
+def _highest_area(areas, measure, n) -> str:
+    first = f"Highest {measure}: {max(areas, key=areas.get)}" if areas else "No class has a curve"
+    return f"{first} (n = {n} slices)"
 
 
 def average_precision(curve):
@@ -202,17 +195,17 @@ def reliability(views):
     """Accuracy over confidence: a line for each name in `views` (see calibration.reliability), empty bins left out."""
     figure, (axis,) = new(5.5, 4.5)
     gaps = draw_reliability(axis, views)
-    axis.set_title("Confidence is off by " + ", ".join(f"{gap:.3f} {name}" for name, gap in gaps.items()), fontsize=10)
+    axis.set_title("Calibration error " + ", ".join(f"{gap:.3f} {name}" for name, gap in gaps.items()), fontsize=10)
     return figure
 
 
 def draw_reliability(axis, views):
     """The lines of a reliability diagram; returns the expected calibration error by name."""
     gaps = {}
-    for color, (name, bins) in zip(sns.color_palette("colorblind"), views.items(), strict=False):
+    for k, (name, bins) in enumerate(views.items()):
         bins = bins[bins["n"] > 0]
         gaps[name] = np.average((bins["confidence"] - bins["accuracy"]).abs(), weights=bins["n"])
-        axis.plot(bins["confidence"], bins["accuracy"], "o-", color=color,
+        axis.plot(bins["confidence"], bins["accuracy"], "o-", color=f"C{k}",
                   label=f"{name}, n = {bins['n'].sum()}, error {gaps[name]:.3f}")
     axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
     axis.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence (highest probability)",
@@ -227,72 +220,66 @@ def comparison(table):
     table: as `covidlib.evaluation.comparison.table` gives it. Bars: 95 % intervals over patients, on the right paired.
     """
     table = table.iloc[::-1].reset_index(drop=True)
-    figure, (left, right) = new(11, 2 + 0.45 * len(table), 1, 2)
-    mean, low, high = (table[f"accuracy_{name}"] for name in ("mean", "low", "high"))
-    left.errorbar(mean, table.index, xerr=[mean - low, high - mean], fmt="o", capsize=4,
-                  label="here (bars: 95 % interval, of the difference paired)")
     others = table[table["difference_low"].notna() & (table["variant"] != "resnet50")]
-    mean, low, high = (others[name] for name in ("difference", "difference_low", "difference_high"))
-    right.errorbar(mean, others.index, xerr=[mean - low, high - mean], fmt="o", capsize=4)
-    known = {i: PAPER["accuracy"][v] for i, v in table["variant"].items() if v in PAPER["accuracy"]}
-    left.plot(list(known.values()), list(known), "D", color="C1", label="paper (its own images)")
-    gains = {i: value - PAPER["accuracy"]["resnet50"] for i, value in known.items()
-             if table["variant"][i] != "resnet50"}
-    right.plot(list(gains.values()), list(gains), "D", color="C1")
+    figure, (left, right) = new(11, 2 + 0.45 * len(table), 1, 2)
+    intervals(left, table.index, *(table[f"accuracy_{name}"] for name in ("mean", "low", "high")), fmt="o",
+              label="here (bars: 95 % interval, of the difference paired)")
+    intervals(right, others.index, *(others[f"difference{name}"] for name in ("", "_low", "_high")), fmt="o")
+    paper = table["variant"].map(PAPER["accuracy"]).dropna()
+    gains = paper[table["variant"] != "resnet50"] - PAPER["accuracy"]["resnet50"]
+    left.plot(paper, paper.index, "D", color="C1", label="paper (its own images)")
+    right.plot(gains, gains.index, "D", color="C1")
     right.axvline(0, color="grey", linestyle=":")
     names = [f"{row.variant} ({row.seeds} seed{'s'[:row.seeds > 1]})" for row in table.itertuples()]
-    for axis, labels in ((left, names), (right, [])):
-        axis.set(yticks=table.index, yticklabels=labels or [""] * len(table), ylim=(-0.6, len(table) - 0.4))
+    for axis, labels in ((left, names), (right, [""] * len(table))):
+        axis.set(yticks=table.index, yticklabels=labels, ylim=(-0.6, len(table) - 0.4))
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    left.set(xlabel="accuracy on the test part (fraction correct)", title=_highest(table))
-    right.locator_params(axis="x", nbins=6)
-    clear = others[(low > 0) | (high < 0)]["variant"]
-    right.set(xlabel="accuracy - accuracy of resnet50",
-              title=f"Clearly different from resnet50: {', '.join(clear) or 'none'}")
-    return figure
-
-
-def _highest(table) -> str:
     best = table.loc[table["accuracy_mean"] == table["accuracy_mean"].max(), "variant"]
-    first = f"{best.iloc[0]} scores highest" if len(best) == 1 else f"{len(best)} variants share first place"
-    return f"{first} (n = {table['n'].max()} slices)"
+    first = f"Highest accuracy: {best.iloc[0]}" if len(best) == 1 else f"{len(best)} variants share first place"
+    clear = others[(others["difference_low"] > 0) | (others["difference_high"] < 0)]["variant"]
+    left.set(xlabel="accuracy on the test part (fraction correct)", title=f"{first} (n = {table['n'].max()} slices)")
+    right.locator_params(axis="x", nbins=6)
+    right.set(xlabel="accuracy - accuracy of resnet50",
+              title=f"Interval excludes zero: {', '.join(clear) or 'none'}")
+    return figure
 
 
 def shortcuts(table):
     """Accuracy of every baseline without anatomy, 95 % intervals, one panel per protocol. See shortcuts.measure."""
-    protocols = list(dict.fromkeys(table["protocol"]))
-    names = list(dict.fromkeys(table["baseline"]))[::-1]
+    protocols, names, views = (list(dict.fromkeys(table[name])) for name in ("protocol", "baseline", "seen"))
+    names = names[::-1]
     figure, axes = new(5.5 * len(protocols) + 1.5, 1.2 + 0.42 * len(names), 1, len(protocols))
-    views = list(dict.fromkeys(table["seen"]))
     for axis, protocol in zip(axes, protocols, strict=True):
         part = table[table["protocol"] == protocol]
         floor = part.loc[part["baseline"] == "majority class", "accuracy"].iloc[0]
         axis.axvline(floor, color="black", linewidth=1, linestyle=":")
         for k, view in enumerate(views):
             rows = part[part["seen"] == view]
-            place = [names.index(name) + 0.14 * (1 - k) for name in rows["baseline"]]
-            spread = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
-            axis.errorbar(rows["accuracy"], place, xerr=spread, fmt="os^D"[k % 4], color=f"C{k}", label=view, capsize=2)
+            places = [names.index(name) + 0.14 * (1 - k) for name in rows["baseline"]]
+            intervals(axis, places, rows["accuracy"], rows["low"], rows["high"], fmt="os^D"[k % 4], label=view)
         best = part.loc[part["accuracy"].idxmax()]
         axis.set(yticks=range(len(names)), yticklabels=names, xlim=(min(0.3, part["low"].min()), 1.01),
                  xlabel="accuracy, 95 % interval", title=f"{protocol}:\n{best['baseline']} ({best['seen']}) alone "
                                                          f"reaches {best['accuracy']:.1%}")
-    axes[-1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1), title="what is seen")
+    axes[-1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1), title="input")
     return figure
 
 
 def table1(machine) -> pd.DataFrame:
-    """Table 1 (§3.1): this machine beside the paper's. machine: `covidlib.utils.provenance.machine()`."""
+    """Table 1 (§3.1): the paper's machine and this one. machine: `covidlib.utils.provenance.machine()`."""
     return pd.DataFrame([{"item": key.replace("_", " "), "paper": PAPER["machine"].get(key, "not in its text"),
                           "here": "none" if value is None else str(value)}
                          for key, value in {"machine": "this one", **machine}.items()])
 
 
 def table2(comparison, speed=None) -> pd.DataFrame:
-    """Table 2 (§3.3): accuracy and images per second of each variant, the paper's beside ours.
+    """Table 2 (§3.3): accuracy and images per second of each variant, the paper's and ours.
 
     comparison: as `evaluation.comparison.table` gives it; speed: as `speed.harness.table` does, or None.
     """
+    def fps(variant, *where):
+        return [] if speed is None else timed(speed, variant, *where)["median_fps"].tolist()
+
     rows = []
     for row in comparison.to_dict("records"):
         variant = row["variant"]
@@ -302,16 +289,13 @@ def table2(comparison, speed=None) -> pd.DataFrame:
                 "high": row["difference_high"]}
         for device in ("cpu", "gpu"):
             line[f"FPS {device.upper()}, paper"] = PAPER["fps"].get((variant, device))
-            here = [] if speed is None else timed(speed, variant, device)["median_fps"].tolist()
-            line[f"FPS {device.upper()}, here"] = here[0] if here else None
-        exported = [] if speed is None else timed(speed, variant, "cpu", "exported")["median_fps"].tolist()
-        line["FPS CPU, exported"] = max(exported, default=None)
-        rows.append(line)
+            line[f"FPS {device.upper()}, here"] = next(iter(fps(variant, device)), None)
+        rows.append(line | {"FPS CPU, exported": max(fps(variant, "cpu", "exported"), default=None)})
     return pd.DataFrame(rows)
 
 
 def timed(speed, variant, device, harness="predict loop") -> pd.DataFrame:
     """Rows of the speed table for single slices, all threads, on the devices whose name starts so."""
-    there = speed[speed["device"].str.startswith(device)]  # of another machine, it may be: a GPU's
+    there = speed[speed["device"].str.startswith(device)]  # a GPU's rows may be of another machine
     return there[(there["variant"] == variant) & (there["harness"] == harness) & (there["batch"] == 1)
                  & (there["threads"] == there["threads"].max())]

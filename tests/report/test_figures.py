@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covidlib.report import figures, speed_figures
+from covidlib.audit import shortcuts
+from covidlib.report import diagrams, figures, speed_figures
 
 CLASSES = ("covid", "viral", "normal")
 
@@ -44,8 +45,8 @@ def timed():
                          for v, h, p, b, t, f in rows])
 
 
-def texts(figure):
-    return [t for axis in figure.axes for t in (axis.get_title(loc="left") or axis.get_title(),)]
+def titles(figure):
+    return [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes]
 
 
 def test_importing_needs_no_keras():
@@ -69,7 +70,7 @@ def test_figures_do_not_pile_up_in_pyplot(history):
 def test_figure1_counts_what_changes():
     image = np.full((8, 8), 100, "uint8")
     figure = figures.figure1_augmentation(image, {"brightness": image + 10, "hue": image.copy()})
-    assert texts(figure)[:3] == ["before", "brightness", "hue"]
+    assert titles(figure)[:3] == ["before", "brightness", "hue"]
     assert figure.get_suptitle() == "1 of 2 operations change this slice"
 
 
@@ -77,29 +78,29 @@ def test_figure4_names_acc_as_the_paper_does(history):
     figure = figures.figure4_curves(history)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["acc (training)", "val_acc (validation)"]
-    assert texts(figure)[0] == "Validation loss lowest at epoch 2 of 3"
+    assert titles(figure)[0] == "Validation loss lowest at epoch 2 of 3"
     assert "nats" in figure.axes[1].get_ylabel()
 
 
 def test_figure4_without_validation_and_with_variants(history):
     bare = history.drop(columns=["val_accuracy", "val_loss"])
-    assert texts(figures.figure4_curves(bare))[0] == "3 epochs, no validation part"
+    assert titles(figures.figure4_curves(bare))[0] == "3 epochs, no validation part"
     later = history.assign(val_loss=[1.0, 0.9, 0.8])
-    assert texts(figures.figure4_curves({"a": history, "b": later}))[0].endswith("epoch 2 to 3 of 3")
+    assert titles(figures.figure4_curves({"a": history, "b": later}))[0].endswith("epoch 2 to 3 of 3")
 
 
 def test_figure5_marks_right_and_wrong():
     predictions = pd.DataFrame({"label": ["covid", "normal"], "p_covid": [0.9, 0.6], "p_viral": [0.05, 0.1],
                                 "p_normal": [0.05, 0.3]})
     figure = figures.figure5_classified(np.zeros((2, 8, 8), "uint8"), predictions, CLASSES)
-    assert texts(figure)[:2] == ["covid 0.90 = covid", "covid 0.60 ≠ normal"]
+    assert titles(figure)[:2] == ["covid 0.90 = covid", "covid 0.60 ≠ normal"]
     assert figure.axes[0].title.get_color() != figure.axes[1].title.get_color()
 
 
 def test_figure6_gives_counts_and_recall():
     table = pd.DataFrame([[9, 1, 0], [1, 1, 0], [0, 0, 0]], index=CLASSES, columns=CLASSES)
     figure = figures.figure6_confusion(table)
-    assert texts(figure)[0] == "10 of 12 slices correct (83.3%)"
+    assert titles(figure)[0] == "10 of 12 slices correct (83.3%)"
     assert figure.axes[0].texts[0].get_text() == "9\n90%"
     assert "n = 2" in figure.axes[0].get_yticklabels()[1].get_text()
 
@@ -108,7 +109,7 @@ def test_roc_names_the_best_class():
     curves = pd.DataFrame({"class": ["covid"] * 3 + ["viral"] * 3, "fpr": [0, 0, 1, 0, 0.5, 1],
                            "tpr": [0, 1, 1, 0, 0.5, 1]})
     figure = figures.roc(curves, 12)
-    assert texts(figure)[0] == "covid is told apart best (n = 12 slices)"
+    assert titles(figure)[0] == "Highest AUC: covid (n = 12 slices)"
     assert "covid (AUC 1.000)" in figure.axes[0].get_legend_handles_labels()[1]
 
 
@@ -116,32 +117,32 @@ def test_precision_names_the_best_class_and_shows_chance():
     curves = pd.DataFrame({"class": ["covid"] * 3 + ["viral"] * 3, "recall": [1, 1, 0] * 2,
                            "precision": [0.5, 1, 1, 0.25, 0.5, 1]})
     figure = figures.precision_recall(curves, 12)
-    assert texts(figure)[0] == "covid is found most precisely (n = 12 slices)"
+    assert titles(figure)[0] == "Highest precision: covid (n = 12 slices)"
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == [0.5, 0.25]
 
 
 def test_comparison_title_follows_the_intervals(compared):
-    assert texts(figures.comparison(compared)) == [
-        "improved scores highest (n = 40 slices)", "Clearly different from resnet50: improved"]
+    assert titles(figures.comparison(compared)) == [
+        "Highest accuracy: improved (n = 40 slices)", "Interval excludes zero: improved"]
     bars = figures.comparison(compared).axes[0].collections[0].get_segments()
     assert sorted(segment[:, 0].tolist() for segment in bars) == [[0.7, 0.88], [0.85, 0.94]]
     wide = compared.assign(difference_low=-0.1)
-    assert texts(figures.comparison(wide))[1] == "Clearly different from resnet50: none"
+    assert titles(figures.comparison(wide))[1] == "Interval excludes zero: none"
 
 
 def test_comparison_tells_a_tie(compared):
-    assert texts(figures.comparison(compared.assign(accuracy_mean=0.86)))[0] == (
+    assert titles(figures.comparison(compared.assign(accuracy_mean=0.86)))[0] == (
         "2 variants share first place (n = 40 slices)")
 
 
 def test_comparison_without_the_baseline(compared):
     alone = compared[1:].assign(difference=np.nan, difference_low=np.nan, difference_high=np.nan)
-    assert texts(figures.comparison(alone))[1] == "Clearly different from resnet50: none"
+    assert titles(figures.comparison(alone))[1] == "Interval excludes zero: none"
 
 
 def test_speed_has_a_panel_per_batch(timed):
     figure = speed_figures.speed(timed)
-    assert texts(figure) == ["Batch 1: improved reaches 80 images/s", "Batch 16: resnet50 reaches 40 images/s"]
+    assert titles(figure) == ["Batch 1: improved reaches 80 images/s", "Batch 16: resnet50 reaches 40 images/s"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"resnet50", "improved", "paper, improved: 12.75"} <= set(labels)
     both = pd.concat([timed, timed.assign(device="gpu:0")], ignore_index=True)
@@ -150,18 +151,18 @@ def test_speed_has_a_panel_per_batch(timed):
 
 
 def test_scaling_over_batch_and_threads(timed):
-    assert texts(speed_figures.scaling(timed)) == ["80 images/s (batch 1): improved",
+    assert titles(speed_figures.scaling(timed)) == ["80 images/s (batch 1): improved",
                                                    "80 images/s (threads 2): improved"]
 
 
-def test_mistakes_are_counted_against_the_papers_gain():
+def test_errors_are_counted_against_the_papers_speed_up():
     rows = [["a", 2.0, 1.9, 2.1, 0.9, 0.8, 1.0], ["b", 1.2, 1.1, 1.3, 0.9, 0.8, 1.0]]
     kinds = [f"{kind}{end}" for kind in ("apparent", "honest") for end in ("", "_q1", "_q3")]
     first = pd.DataFrame({"frames": [1, 2, 3], "ratio": [4.0, 2.0, 1.0], "q1": [4.0, 2.0, 1.0], "q3": [4.0, 2.0, 1.0]})
     table = pd.DataFrame(rows, columns=["mistake", *kinds])
-    assert texts(speed_figures.mistakes(table, first)) == ["1 of 2 mistakes yield the paper's gain or more",
+    assert titles(speed_figures.mistakes(table, first)) == ["1 of 2 errors yield the paper's speed-up or more",
                                                            "First call counted: 1.62 at 2 frames"]
-    assert texts(speed_figures.mistakes(table, first[2:]))[1] == "First call counted"
+    assert titles(speed_figures.mistakes(table, first[2:]))[1] == "First call counted"
 
 
 def test_tables_put_the_paper_beside_us(compared, timed):
@@ -187,39 +188,39 @@ def drawn(figure):
 
 
 def test_figure2_is_read_off_the_model(build):
-    words = drawn(figures.figure2_fpn(build("improved")))
+    words = drawn(diagrams.figure2_fpn(build("improved")))
     assert "conv5_block3_out 2 × 2 × 2048 with attention" in words
     assert "P2: 3x3 convolution 16 × 16 × 64" in words
     assert "conv2_block3_out 16 × 16 × 256 1x1" in words
     with pytest.raises(ValueError, match="pyramid"):
-        figures.figure2_fpn(build("resnet50_attention"))
+        diagrams.figure2_fpn(build("resnet50_attention"))
 
 
 @pytest.mark.parametrize(("variant", "where"), [("improved", "inside the branch"),
                                                 ("improved_after", "after the block"),
                                                 ("improved_before", "before the block")])
 def test_figure3_finds_the_placement(build, variant, where):
-    figure = figures.figure3_attention(build(variant))
-    assert texts(figure)[0] == f"attention_conv4: 4 × 4 × 1024 goes in and comes out; placed {where}"
+    figure = diagrams.figure3_attention(build(variant))
+    assert titles(figure)[0] == f"attention_conv4: 4 × 4 × 1024 goes in and comes out; placed {where}"
     assert "softmax of query · key 16 × 4" in drawn(figure)
 
 
 def test_figure3_of_global_context_and_of_none(build):
-    assert "softmax over places 1 × 16" in drawn(figures.figure3_attention(build("improved_global_context")))
+    assert "softmax over positions 1 × 16" in drawn(diagrams.figure3_attention(build("improved_global_context")))
     with pytest.raises(ValueError, match="attention in conv4"):
-        figures.figure3_attention(build("resnet50"))
+        diagrams.figure3_attention(build("resnet50"))
 
 
 def test_shortcuts_has_a_panel_per_protocol_and_names_the_best():
-    rows = [["majority class", "files", "official test split", 0.5, 0.4, 0.6, 0.5],
-            ["file facts", "files", "official test split", 0.91, 0.85, 0.95, 0.97],
-            ["sharpness", "harmonised", "official test split", 0.55, 0.45, 0.65, 0.6]]
+    rows = [["majority class", shortcuts.FILES, "official test split", 0.5, 0.4, 0.6, 0.5],
+            ["file facts", shortcuts.FILES, "official test split", 0.91, 0.85, 0.95, 0.97],
+            ["sharpness", shortcuts.CROPPED, "official test split", 0.55, 0.45, 0.65, 0.6]]
     table = pd.DataFrame(rows, columns=["baseline", "seen", "protocol", "accuracy", "low", "high", "auc"])
     both = pd.concat([table, table.assign(protocol="grouped cross-validation", accuracy=[0.5, 0.6, 0.7],
                                            low=0.4, high=0.8)])
-    assert texts(figures.shortcuts(both)) == [
+    assert titles(figures.shortcuts(both)) == [
         "official test split:\nfile facts (files) alone reaches 91.0%",
-        "grouped cross-validation:\nsharpness (harmonised) alone reaches 70.0%",
+        "grouped cross-validation:\nsharpness (cropped to the lungs) alone reaches 70.0%",
     ]
 
 
