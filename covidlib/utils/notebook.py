@@ -6,7 +6,7 @@ is the same check inside the notebook, for those who call papermill itself or ed
 
     python -m covidlib.utils.notebook notebooks/03_training.ipynb out.ipynb -p epochs 2 -p variant improved
 
-A value is read as its parameter's annotation says, and not guessed at: a text is what was typed, `010` is ten.
+A value is read by its parameter's annotation: a text is what was typed, `010` is ten.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+
+import yaml
 
 from covidlib.utils.files import read_text, require_writable
 
@@ -52,37 +54,37 @@ def check(given: dict, declared: dict[str, str], notebook: str = "this notebook"
 def parse(text: str, kind: str):
     """The value of type `kind` (an annotation's name) that `text` spells; `text` itself where it spells none.
 
-    The entries of a list are JSON, or else texts: [27, 6, 27], ["a, b", "c"], [resnet50, no].
+    A list is JSON or YAML: [27, 6, 27], ["a, b", "c"], [resnet50, no]; bare words in it are texts.
     """
+    readers = {"int": int, "float": float, "bool": lambda word: _WORDS[word.strip().lower()], "list": _read_list,
+               "entry": json.loads}
     try:
-        if kind in ("int", "float"):
-            return {"int": int, "float": float}[kind](text)
-        if kind == "bool":
-            return _WORDS[text.strip().lower()]
-        if kind == "list":
-            return _entries(text.strip())
+        return readers.get(kind, str)(text)
     except (KeyError, ValueError):
-        pass
-    return text
+        return text
 
 
-def _entries(text):
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError):
-            pass
-    entries = [entry.strip() for entry in text[1:-1].split(",")]
-    if not re.fullmatch(r"\[[^\[\]{}\"']*\]", text) or not all(entries):
-        raise ValueError(text)
-    return [_entry(entry) for entry in entries]
-
-
-def _entry(text):
+def _read_list(text):
     try:
         return json.loads(text)
     except ValueError:
-        return text
+        pass
+    try:
+        node = yaml.compose(text)
+    except yaml.YAMLError as error:
+        raise ValueError(text) from error
+    return _from_node(node, "list") if isinstance(node, yaml.SequenceNode) else text
+
+
+def _from_node(node, kind):
+    """The value of a YAML node: quoted scalars are texts, plain ones are read as `kind`, in a list as JSON."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_from_node(entry, "entry") for entry in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: _from_node(value, "str") for key, value in node.value}
+    if node.style is None and node.value.lower() in ("null", "~"):
+        return None
+    return parse(node.value, kind) if node.style is None or kind in ("int", "float", "bool") else node.value
 
 
 def read_file(path, declared: dict[str, str]) -> dict:
@@ -90,46 +92,25 @@ def read_file(path, declared: dict[str, str]) -> dict:
 
     ValueError for a file that is no mapping of names to values, or names one twice.
     """
-    import yaml
-
     text = read_text(path)
     try:  # YAML's parser takes most of JSON, not its pairs of surrogates
         pairs = json.loads(text, object_pairs_hook=tuple)
-        if isinstance(pairs, tuple):
-            _refuse_twice(path, [name for name, _ in pairs])
-            return {name: parse(value, declared.get(name, "")) if isinstance(value, str) else value
-                    for name, value in pairs}
     except json.JSONDecodeError:
-        pass
-    document = yaml.compose(text)
-    if document is None:
-        return {}
-    if not isinstance(document, yaml.MappingNode):
-        raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: {document.tag}")
-    if not all(isinstance(key, yaml.ScalarNode) for key, _ in document.value):
-        raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: a list as a name")
-    _refuse_twice(path, [key.value for key, _ in document.value])
-    return {key.value: _from_node(node, declared.get(key.value, "str")) for key, node in document.value}
+        pairs = None
+    if isinstance(pairs, tuple):
+        return _unique(path, [(name, parse(value, declared.get(name, "")) if isinstance(value, str) else value)
+                              for name, value in pairs])
+    node = yaml.compose(text) or yaml.MappingNode("", [])
+    if not isinstance(node, yaml.MappingNode) or not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+        raise ValueError(f"{path} must hold a line `name: value` for each parameter. Received: {text.splitlines()[0]}")
+    return _unique(path, [(key.value, _from_node(value, declared.get(key.value, "str"))) for key, value in node.value])
 
 
-def _refuse_twice(where, names):
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+def _unique(where, pairs) -> dict:
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{where} names a parameter twice. Received: {', '.join(twice)}")
-
-
-def _from_node(node, kind):
-    import yaml
-
-    if isinstance(node, yaml.ScalarNode):
-        plain = node.style is None
-        if plain and node.value.lower() in ("null", "~"):
-            return None
-        return parse(node.value, kind) if plain or kind in ("int", "float", "bool") else node.value
-    if isinstance(node, yaml.SequenceNode):
-        return [_from_node(one, "list") if not isinstance(one, yaml.ScalarNode)
-                else one.value if one.style else _entry(one.value) for one in node.value]
-    return {key.value: _from_node(value, "str") for key, value in node.value}
+    return dict(pairs)
 
 
 def strict(scope: dict) -> dict:
@@ -139,16 +120,11 @@ def strict(scope: dict) -> dict:
     without being declared, and values of another type, raise as in `check`. Returns the parameters.
     """
     declared = {name: getattr(kind, "__name__", str(kind)) for name, kind in scope["__annotations__"].items()}
-    injected = {}
-    for source in scope.get("In", []):
-        if source.startswith("# Parameters\n"):
-            names = [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign)
-                     for target in node.targets]
-            injected = {name: scope[name] for name in names}
-    check(injected, declared)
-    parameters = {name: scope[name] for name in declared}
-    check(parameters, declared)
-    return parameters
+    injected = [source for source in scope.get("In", []) if source.startswith("# Parameters\n")][-1:]
+    names = [target.id for source in injected for node in ast.parse(source).body if isinstance(node, ast.Assign)
+             for target in node.targets]
+    check({name: scope[name] for name in dict.fromkeys([*names, *declared])}, declared)
+    return {name: scope[name] for name in declared}
 
 
 def declaration(notebook) -> dict[str, str]:
@@ -164,20 +140,18 @@ def declaration(notebook) -> dict[str, str]:
 def execute(notebook, output, parameters: dict) -> Path:
     """Run `notebook` with `parameters`, its own folder as working directory, and write it to `output`.
 
-    `output` appears only when every cell has run; a failed notebook is kept beside it as
-    `<output stem>.failed.ipynb`. Raises FileNotFoundError, PermissionError, ValueError and TypeError before a
-    kernel is started, papermill.PapermillExecutionError when a cell fails.
+    `output` appears only when every cell has run; a failed notebook is kept as `<output stem>.failed.ipynb`.
+    Raises FileNotFoundError, PermissionError, ValueError and TypeError before a kernel is started,
+    papermill.PapermillExecutionError when a cell fails.
     """
     import papermill
 
     notebook, output = Path(notebook), Path(output)
-    declared = declaration(notebook)
-    check(parameters, declared, notebook.name)
+    check(parameters, declaration(notebook), notebook.name)
     if output.is_dir():
         raise ValueError(f"a notebook is written to a file, and this is a folder. Received: output={output}")
     require_writable(output.parent)
-    partial = output.with_name(f".{output.stem}.partial.ipynb")
-    failed = output.with_suffix(".failed.ipynb")
+    partial, failed = output.with_name(f".{output.stem}.partial.ipynb"), output.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="covidlib-") as sockets:
@@ -185,13 +159,12 @@ def execute(notebook, output, parameters: dict) -> Path:
                 str(notebook), str(partial), parameters=parameters, cwd=str(notebook.parent), kernel_name="python3",
                 kernel_manager_class=_kernel_manager(sockets), progress_bar={"desc": output.stem},
                 request_save_on_cell_execute=False)
+        os.replace(partial, output)
     except papermill.PapermillExecutionError:
         os.replace(partial, failed)
         raise
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, output)
     return output
 
 
@@ -201,59 +174,43 @@ def _kernel_manager(sockets):
 
     if os.name == "nt":
         return AsyncKernelManager
-
-    class KernelManager(AsyncKernelManager):
-        transport = "ipc"
-        ip = str(Path(sockets, "kernel"))
-
-    return KernelManager
-
-
-def _pairs(arguments):
-    """([(name, value), ...] of every -p, the other arguments): argparse would take -1E-4 for an option."""
-    pairs, others = [], []
-    while arguments:
-        if arguments[0] == "-p" and len(arguments) > 2:
-            pairs.append((arguments[1], arguments[2]))
-            arguments = arguments[3:]
-        else:
-            others.append(arguments[0])
-            arguments = arguments[1:]
-    return pairs, others
+    return type("KernelManager", (AsyncKernelManager,), {"transport": "ipc", "ip": str(Path(sockets, "kernel"))})
 
 
 def main(arguments=None) -> int:
-    """Command line: see the module's docstring."""
-    import yaml
-
     parser = argparse.ArgumentParser(prog="python -m covidlib.utils.notebook", description=__doc__.split("\n")[0])
     parser.add_argument("notebook")
     parser.add_argument("output")
     parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), help="a parameter; as often as wanted")
     parser.add_argument("-f", metavar="FILE", help="parameters as YAML or JSON; -p goes before it")
-    given, others = _pairs(sys.argv[1:] if arguments is None else list(arguments))
+    given, others = [], list(sys.argv[1:] if arguments is None else arguments)
+    while "-p" in others[:-2]:  # argparse would take the value -1E-4 for an option
+        at = others.index("-p")
+        given.append(others[at + 1:at + 3])
+        del others[at:at + 3]
     options = parser.parse_args(others)
     try:
-        _refuse_twice("the command line", [name for name, _ in given])
         declared = declaration(options.notebook)
         parameters = read_file(options.f, declared) if options.f else {}
-        parameters |= {name: parse(value, declared.get(name, "")) for name, value in given}
+        parameters |= {name: parse(text, declared.get(name, ""))
+                       for name, text in _unique("the command line", given).items()}
         print(execute(options.notebook, options.output, parameters))
     except (FileNotFoundError, IsADirectoryError, PermissionError, ValueError, TypeError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if type(error).__name__ == "DeadKernelError":
-            print(f"error: {Path(options.notebook).name}: its kernel died, as where memory runs out. Free some "
-                  "(JOBS=1, a smaller batch_size); finished steps and epochs are kept, and the same command goes on.",
-                  file=sys.stderr)
-            return 1
-        if type(error).__name__ != "PapermillExecutionError":
+        name, kind = Path(options.notebook).name, type(error).__name__
+        if kind == "DeadKernelError":
+            message = (f"{name}: its kernel died, as where memory runs out. Free some (JOBS=1, a smaller batch_size); "
+                       "finished steps and epochs are kept, and the same command goes on.")
+        elif kind == "PapermillExecutionError":
+            hint = ("Give yourself the right to write there, or take another folder.\n"
+                    if re.match(r"\[Errno (1|13|30)\]", error.evalue) else "")
+            message = (f"{name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{hint}"
+                       f"The notebook as far as it got: {Path(options.output).with_suffix('.failed.ipynb')}")
+        else:
             raise
-        hint = ("Give yourself the right to write there, or take another folder.\n"
-                if re.match(r"\[Errno (1|13|30)\]", error.evalue) else "")
-        print(f"error: {Path(options.notebook).name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{hint}"
-              f"The notebook as far as it got: {Path(options.output).with_suffix('.failed.ipynb')}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 1
     return 0
 

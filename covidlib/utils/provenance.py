@@ -2,7 +2,7 @@
 
 `collect` fills the `provenance` entry of every `run.json`; `show` prints the same facts as the
 visible cell of every executed notebook. Nothing here names a folder of the machine, so that
-committed or published outputs tell nothing about their author's disk.
+committed or published outputs reveal nothing of their author's disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from covidlib.utils.files import sha256
 
@@ -28,44 +31,37 @@ def packages() -> dict[str, str]:
     """Versions of the packages that decide a result; those not installed are left out."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 def git() -> dict:
     """Commit of the checkout covidlib runs from and whether tracked files differ; nulls outside a checkout."""
-    def ask(*arguments):
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commit, changes = (_ask("git", *arguments) for arguments in (
+        ("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")))
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
-    try:
-        return {"commit": ask("rev-parse", "HEAD").strip(),
-                "dirty": bool(ask("status", "--porcelain", "--untracked-files=no").strip())}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+
+def _ask(*command) -> str | None:
+    """What a command prints in the checkout; None where it is missing or fails."""
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 @functools.cache
 def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+    with suppress(OSError):
+        table = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if found := re.search(r"^model name\s*: (.+)", table, re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()
 
 
 @functools.cache
 def _gpu() -> str | None:
-    """Name of the first NVIDIA GPU as its driver tells it, or None."""
-    try:
-        answer = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-                                capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return (answer.stdout.strip().splitlines() or [None])[0]
+    """Name of the first NVIDIA GPU as its driver reports it, or None."""
+    return (_ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").partition("\n")[0] or None
 
 
 def system() -> str:
@@ -80,8 +76,6 @@ def threads() -> int:
 
 def machine() -> dict:
     """The rows of the paper's Table 1 (§3.1) for the machine this runs on; memory in GiB."""
-    import psutil
-
     versions = packages()
     return {
         "cpu": _cpu(),
@@ -102,12 +96,6 @@ def backend() -> str:
     return os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
-def _plain(key, value):
-    if key in PLACES and value:
-        return Path(value).name
-    return list(value) if isinstance(value, tuple) else value
-
-
 def collect(parameters: dict, *, manifest_sha256=None, weights_sha256=None, precision=None,
             wall_seconds=None) -> dict:
     """Everything needed to say how a result was made; plain data, ready for JSON.
@@ -116,9 +104,10 @@ def collect(parameters: dict, *, manifest_sha256=None, weights_sha256=None, prec
     (`PLACES`) only the last name is kept.
     """
     lock = ROOT / "requirements.lock"
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
     return {
         "git": git(),
-        "parameters": {key: _plain(key, value) for key, value in parameters.items()},
+        "parameters": plain | {key: Path(plain[key]).name for key in PLACES if plain.get(key)},
         "machine": machine(),
         "packages": packages(),
         "lock_sha256": sha256(lock) if lock.exists() else None,
@@ -136,10 +125,8 @@ def show(parameters: dict, **facts) -> None:
     rows = {
         "commit": f"{git_state['commit']}{' with local changes' if git_state['dirty'] else ''}",
         "parameters": ", ".join(f"{key}={value!r}" for key, value in found["parameters"].items()),
-        **{key.replace("_", " "): value for key, value in found["machine"].items()},
-        **{key.replace("_", " "): found[key]
-           for key in ("lock_sha256", "manifest_sha256", "weights_sha256", "precision", "wall_seconds")
-           if found[key] is not None},
+        **found["machine"],
+        **{key: value for key, value in found.items() if value is not None and not isinstance(value, dict)},
     }
     for name, value in rows.items():
-        print(f"{name:>16}: {value}")
+        print(f"{name.replace('_', ' '):>16}: {value}")

@@ -7,24 +7,16 @@ import psutil
 from covidlib.utils import provenance
 
 
-def test_collect_is_plain_data_with_everything_a_result_needs():
-    found = provenance.collect({"seed": 3, "slices": (1, 2)}, manifest_sha256="ab", precision="float32",
-                               wall_seconds=1.26)
+def test_collect_is_plain_data_with_everything_a_result_needs(repository):
+    found = provenance.collect({"seed": 3, "slices": (1, 2), "data_root": "/somewhere/private/scans"},
+                               manifest_sha256="ab", precision="float32", wall_seconds=1.26)
     assert json.loads(json.dumps(found)) == found
-    assert found["parameters"] == {"seed": 3, "slices": [1, 2]}
+    assert found["parameters"] == {"seed": 3, "slices": [1, 2], "data_root": "scans"}, "a folder without its place"
     assert found["packages"]["keras"] == keras.__version__
     assert found["manifest_sha256"] == "ab" and found["weights_sha256"] is None
     assert found["precision"] == "float32" and found["wall_seconds"] == 1.3
     assert set(found["git"]) == {"commit", "dirty"}
-
-
-def test_the_lock_is_hashed(repository):
-    expected = hashlib.sha256((repository / "requirements.lock").read_bytes()).hexdigest()
-    assert provenance.collect({})["lock_sha256"] == expected
-
-
-def test_the_data_folder_is_named_without_its_place():
-    assert provenance.collect({"data_root": "/somewhere/private/scans"})["parameters"]["data_root"] == "scans"
+    assert found["lock_sha256"] == hashlib.sha256((repository / "requirements.lock").read_bytes()).hexdigest()
 
 
 def test_machine_describes_this_one():
