@@ -60,11 +60,7 @@ def test_save_writes_three_formats_alike_every_time(tmp_path, history):
     for kind in ("png", "svg", "pdf"):
         first, second = ((tmp_path / folder / f"curves.{kind}").read_bytes() for folder in ("a", "b"))
         assert first == second and len(first) > 1000
-
-
-def test_figures_do_not_pile_up_in_pyplot(history):
-    figures.figure4_curves(history)
-    assert not plt.get_fignums()
+    assert not plt.get_fignums(), "figures do not pile up in pyplot"
 
 
 def test_figure1_counts_what_changes():
@@ -76,13 +72,9 @@ def test_figure1_counts_what_changes():
 
 def test_figure4_names_acc_as_the_paper_does(history):
     figure = figures.figure4_curves(history)
-    labels = figure.axes[0].get_legend_handles_labels()[1]
-    assert labels == ["acc (training)", "val_acc (validation)"]
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["acc (training)", "val_acc (validation)"]
     assert titles(figure)[0] == "Validation loss lowest at epoch 2 of 3"
     assert "nats" in figure.axes[1].get_ylabel()
-
-
-def test_figure4_without_validation_and_with_variants(history):
     bare = history.drop(columns=["val_accuracy", "val_loss"])
     assert titles(figures.figure4_curves(bare))[0] == "3 epochs, no validation part"
     later = history.assign(val_loss=[1.0, 0.9, 0.8])
@@ -105,39 +97,28 @@ def test_figure6_gives_counts_and_recall():
     assert "n = 2" in figure.axes[0].get_yticklabels()[1].get_text()
 
 
-def test_roc_names_the_best_class():
+def test_curves_name_the_best_class_and_show_chance():
     curves = pd.DataFrame({"class": ["covid"] * 3 + ["viral"] * 3, "fpr": [0, 0, 1, 0, 0.5, 1],
-                           "tpr": [0, 1, 1, 0, 0.5, 1]})
+                           "tpr": [0, 1, 1, 0, 0.5, 1], "recall": [1, 1, 0] * 2,
+                           "precision": [0.5, 1, 1, 0.25, 0.5, 1]})
     figure = figures.roc(curves, 12)
     assert titles(figure)[0] == "Highest AUC: covid (n = 12 slices)"
     assert "covid (AUC 1.000)" in figure.axes[0].get_legend_handles_labels()[1]
-
-
-def test_precision_names_the_best_class_and_shows_chance():
-    curves = pd.DataFrame({"class": ["covid"] * 3 + ["viral"] * 3, "recall": [1, 1, 0] * 2,
-                           "precision": [0.5, 1, 1, 0.25, 0.5, 1]})
     figure = figures.precision_recall(curves, 12)
     assert titles(figure)[0] == "Highest precision: covid (n = 12 slices)"
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == [0.5, 0.25]
 
 
-def test_comparison_title_follows_the_intervals(compared):
-    assert titles(figures.comparison(compared)) == [
-        "Highest accuracy: improved (n = 40 slices)", "Interval excludes zero: improved"]
-    bars = figures.comparison(compared).axes[0].collections[0].get_segments()
+def test_comparison_titles_follow_the_intervals(compared):
+    figure = figures.comparison(compared)
+    assert titles(figure) == ["Highest accuracy: improved (n = 40 slices)", "Interval excludes zero: improved"]
+    bars = figure.axes[0].collections[0].get_segments()
     assert sorted(segment[:, 0].tolist() for segment in bars) == [[0.7, 0.88], [0.85, 0.94]]
-    wide = compared.assign(difference_low=-0.1)
-    assert titles(figures.comparison(wide))[1] == "Interval excludes zero: none"
-
-
-def test_comparison_tells_a_tie(compared):
-    assert titles(figures.comparison(compared.assign(accuracy_mean=0.86)))[0] == (
-        "2 variants share first place (n = 40 slices)")
-
-
-def test_comparison_without_the_baseline(compared):
-    alone = compared[1:].assign(difference=np.nan, difference_low=np.nan, difference_high=np.nan)
-    assert titles(figures.comparison(alone))[1] == "Interval excludes zero: none"
+    without_baseline = compared[1:].assign(difference=np.nan, difference_low=np.nan, difference_high=np.nan)
+    for table in (compared.assign(difference_low=-0.1), without_baseline):
+        assert titles(figures.comparison(table))[1] == "Interval excludes zero: none"
+    tie = figures.comparison(compared.assign(accuracy_mean=0.86))
+    assert titles(tie)[0] == "2 variants share first place (n = 40 slices)"
 
 
 def test_speed_has_a_panel_per_batch(timed):
@@ -165,7 +146,7 @@ def test_errors_are_counted_against_the_papers_speed_up():
     assert titles(speed_figures.mistakes(table, first[2:]))[1] == "First call counted"
 
 
-def test_tables_put_the_paper_beside_us(compared, timed):
+def test_tables_hold_the_papers_values_and_ours(compared, timed):
     table = figures.table1({"cpu": "a cpu", "gpu": None, "python": "3.12"}).set_index("item")
     assert table.loc["python", "paper"] == "3.7" and table.loc["gpu", "here"] == "none"
     table = figures.table2(compared, timed).set_index("variant")
@@ -187,28 +168,26 @@ def drawn(figure):
     return " ".join(text.get_text().replace("\n", " ") for text in figure.axes[0].texts)
 
 
-def test_figure2_is_read_off_the_model(build):
+def test_figure2_is_drawn_from_the_model(build):
     words = drawn(diagrams.figure2_fpn(build("improved")))
-    assert "conv5_block3_out 2 × 2 × 2048 with attention" in words
-    assert "P2: 3x3 convolution 16 × 16 × 64" in words
-    assert "conv2_block3_out 16 × 16 × 256 1x1" in words
+    for part in ("conv5_block3_out 2 × 2 × 2048 with attention", "P2: 3x3 convolution 16 × 16 × 64",
+                 "conv2_block3_out 16 × 16 × 256 1x1"):
+        assert part in words
     with pytest.raises(ValueError, match="pyramid"):
         diagrams.figure2_fpn(build("resnet50_attention"))
 
 
-@pytest.mark.parametrize(("variant", "where"), [("improved", "inside the branch"),
-                                                ("improved_after", "after the block"),
-                                                ("improved_before", "before the block")])
-def test_figure3_finds_the_placement(build, variant, where):
+@pytest.mark.parametrize("variant, placement, inside", [
+    ("improved", "inside the branch", "softmax of query · key 16 × 4"),
+    ("improved_after", "after the block", "softmax of query · key 16 × 4"),
+    ("improved_before", "before the block", "softmax of query · key 16 × 4"),
+    ("improved_global_context", "inside the branch", "softmax over positions 1 × 16")])
+def test_figure3_finds_the_placement_and_the_kind(build, variant, placement, inside):
     figure = diagrams.figure3_attention(build(variant))
-    assert titles(figure)[0] == f"attention_conv4: 4 × 4 × 1024 goes in and comes out; placed {where}"
-    assert "softmax of query · key 16 × 4" in drawn(figure)
-
-
-def test_figure3_of_global_context_and_of_none(build):
-    assert "softmax over positions 1 × 16" in drawn(diagrams.figure3_attention(build("improved_global_context")))
-    with pytest.raises(ValueError, match="attention in conv4"):
-        diagrams.figure3_attention(build("resnet50"))
+    assert titles(figure)[0] == f"attention_conv4: 4 × 4 × 1024 goes in and comes out; placed {placement}"
+    assert inside in drawn(figure)
+    with pytest.raises(ValueError, match="attention in conv2"):
+        diagrams.figure3_attention(build(variant), "conv2")
 
 
 def test_shortcuts_has_a_panel_per_protocol_and_names_the_best():
