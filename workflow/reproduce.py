@@ -73,7 +73,7 @@ def main():
 
 
 def _named(weights):
-    """Another start makes other runs, which lie beside those of the profile's own."""
+    """Folder name of other initial weights, whose runs are kept apart from those of the profile's own."""
     return re.sub(r"[^\w-]", "_", Path(weights).name.split(".")[0])
 
 
