@@ -46,7 +46,7 @@ def expand(root, table):
         for one in series:
             problems += one.problems
             notes += one.notes
-            without_hu += sum(map(dicom.lacks_rescale, dict(zip(one.files, one.headers, strict=True)).values()))
+            without_hu += sum(map(dicom.lacks_rescale, {each.file: each.header for each in one.frames}.values()))
             try:
                 one.require_axial()
                 shown = _series_rows(one, group, people, salt)
@@ -83,14 +83,13 @@ def _series_rows(series, group, people, salt):
     facts = {"series": _short_hash(series.uid, salt) if series.uid else None, "slice_mm": slice_mm,
              "spacing_mm": min(row_mm, column_mm) if row_mm else None}
     found = {}  # slice -> (patient, slice_index)
-    for n, (file, frame, header) in enumerate(zip(series.files, series.frames, series.headers, strict=True)):
-        many = int(header.get("NumberOfFrames") or 1) > 1
-        name = str(header.get("PatientID") or "")
+    for n, (one, file) in enumerate(zip(series.frames, series.files, strict=True)):
+        name = str(one.header.get("PatientID") or "")
         if name:
             people.setdefault(_short_hash(name, salt), set()).add(group[file]["patient"])
-        alone = f"{group[file]['label']}/{file.name}" if many else ""
+        alone = f"{group[file]['label']}/{file.name}" if one.is_one_of_many else ""
         loose = f"dicom-{_short_hash(name, salt)}" if name else alone
-        found[file, frame] = group[file]["patient"] or loose, frame if many else n
+        found[file, one.index] = group[file]["patient"] or loose, one.index if one.is_one_of_many else n
     shown = _with_lung(series.slices) if series.uid else series.slices
     return [{**group[one[0]], **facts, "patient": found[one][0], "slice_index": found[one][1]} for one in shown]
 

@@ -159,7 +159,8 @@ def _of_series(series, root):
     slices, turned = series.slices, [] if series.axial else files
     if turned:  # what was across or down the stored slices is now along the body
         down = abs(series.axes[5]) > abs(series.axes[2])
-        slices = [(turned[0], index) for index in range(series.headers[0].Rows if down else series.headers[0].Columns)]
+        header = series.frames[0].header
+        slices = [(turned[0], index) for index in range(header.Rows if down else header.Columns)]
     more = len(files) - 1
     title = _name(series.files[0], root) + (f" and {more} more" if more else "")
     return Scan(title, slices, facts, list(series.notes), turned)

@@ -5,32 +5,32 @@ import zlib
 
 import numpy as np
 import pydicom
+from pydicom import uid
 from pydicom.encaps import get_frame
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.utils import get_j2k_parameters
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-    RLELossless,
-)
 from scipy import ndimage
 
-from covidlib.readers.errors import AGAIN, MAX_BYTES, Companion, NotASlice, ReadError, check_index, check_size, held
+from covidlib.readers.errors import (
+    AGAIN,
+    MAX_BYTES,
+    Companion,
+    NotASlice,
+    ReadError,
+    check_bytes,
+    check_index,
+    check_size,
+    held,
+)
 from covidlib.readers.jpeg import check_scans, stated_size
 from covidlib.readers.raster import grey_of_colours
-from covidlib.readers.values import FEW, LUNG, REACH, Decoded, assess_hu, fill_padding
+from covidlib.readers.values import FEW, LUNG, REACH, Slice, assess_hu, fill_padding, to_bytes
 
 MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
 SAME_PLACE = 0.01  # mm
-PIXELS = "PixelData", "FloatPixelData", "DoubleFloatPixelData"
-_TAG = b"\xe0\x7f\x10\x00"  # of PixelData
+_PIXEL_TAG = b"\xe0\x7f\x10\x00"
 _NO_SLICE = {"LOCALIZER": "a localiser", "SCOUT": "a localiser", "TOPOGRAM": "a localiser",
              "SCREEN SAVE": "a screenshot"}
 _COMPANIONS = {"PR": "a presentation state", "SR": "a report", "KO": "a selection of key images", "DOC": "a document",
@@ -59,43 +59,30 @@ def slice_order(path):
     return order(header(path), path)
 
 
-def read(path, slice_index):
-    """Decoded values of a frame: float32 in HU, or stored grey values where they cannot be HU, with a remark why.
+def read(path, slice_index, mask=False):
+    """The Slice of a frame: HU, or grey values where they cannot be HU, with a remark why.
 
-    Axial slices are turned so that anterior is on top and the patient's right on the left.
+    Axial slices are turned so that anterior is on top and the patient's right on the left. `mask`: whether it is bool
+    instead: where stored values are above 0, whatever rescale tags are left of a CT.
     """
     found = held(_dataset, path)
-    check_slice(found, path)
-    if not any(name in found for name in PIXELS):
-        if _TAG in path.read_bytes():  # pydicom leaves out compressed pixels whose end is missing
+    if not mask:
+        check_slice(found, path)
+    if not any(name in found for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if _PIXEL_TAG in path.read_bytes():  # pydicom leaves out compressed pixels whose end is missing
             raise ReadError(path, "is truncated (its pixels have no end)", AGAIN)
         raise ReadError(path, "holds no pixel data", "Export the image itself, not its header")
-    index = check_index(path, slice_index, _frames(found, path))
-    decoded = _values(found, path, index)
-    return _upright_decoded(found, index, decoded)
-
-
-def read_mask(path, slice_index):
-    """Decoded bool values of a frame: where its stored values are above 0, whatever rescale tags it has from a CT."""
-    found = held(_dataset, path)
-    index = check_index(path, slice_index, _frames(found, path))
-    stored, readings = _stored(found, path, index)
-    return _upright_decoded(found, index, Decoded(_interpret(stored, *readings[0]) > 0))
-
-
-def _upright_decoded(found, index, decoded):
-    """Turned as seen by a radiologist where it is axial, with its spacing; with a remark where it is not axial."""
-    found_place = place(found, index)
+    index = check_index(path, slice_index, count_frames(found, path))
+    decoded = _mask(found, path, index) if mask else _values(found, path, index)
     spacing = pixel_spacing(found, index) or _pair(found.get("PixelAspectRatio"))  # for their shape alone
-    if found_place and not is_axial(found_place[1]):
-        return decoded._replace(spacing=spacing, remark=decoded.remark or "it is not an axial slice")
-    if not found_place:
-        return decoded._replace(spacing=spacing)
-    axes = found_place[1]
-    if spacing and abs(axes[1]) > abs(axes[0]):
-        spacing = spacing[::-1]
-    padding = None if decoded.padding is None else upright(decoded.padding, axes)
-    return decoded._replace(values=upright(decoded.values, axes), padding=padding, spacing=spacing)
+    axes = (place(found, index) or (None, None))[1]
+    if axes is not None and not is_axial(axes):
+        decoded = decoded._replace(remark=decoded.remark or "it is not an axial slice")
+    elif axes is not None:
+        decoded = decoded._replace(values=upright(decoded.values, axes))
+        if spacing and abs(axes[1]) > abs(axes[0]):
+            spacing = spacing[::-1]
+    return decoded._replace(spacing=spacing)
 
 
 def order(found, path):
@@ -103,18 +90,19 @@ def order(found, path):
 
     ReadError where several lie at one place: phases of a heart, or several stacks, which are not one scan.
     """
-    count = _frames(found, path)
-    places = [place(found, index) for index in range(count)] if count > 1 else [None]
-    if any(one is None for one in places) or len({tuple(np.round(axes, 2) + 0.0) for _, axes in places}) > 1:
-        return list(range(count))
-    heights = np.array([origin @ normal(places[0][1]) for origin, _ in places])
-    indices = np.argsort(heights, kind="stable")
-    steps = np.diff(heights[indices])
+    stored = list(range(count_frames(found, path)))
+    places = [place(found, index) for index in stored] if len(stored) > 1 else [None]
+    if None in places or len({plane(axes) for _, axes in places}) > 1:
+        return stored
+    towards_head = normal(places[0][1])
+    heights = np.array([origin @ towards_head for origin, _ in places])
     if np.ptp(heights) < SAME_PLACE:
-        return list(range(count))
-    if (steps < SAME_PLACE).any():
-        raise ReadError(path, f"holds {int((steps < SAME_PLACE).sum())} frames at the place of another, as of several "
-                        "phases", "Export each phase as a series of its own")
+        return stored
+    indices = np.argsort(heights, kind="stable")
+    shared = int((np.diff(heights[indices]) < SAME_PLACE).sum())
+    if shared:
+        raise ReadError(path, f"holds {shared} frames at the place of another, as of several phases",
+                        "Export each phase as a series of its own")
     return indices.tolist()
 
 
@@ -124,7 +112,7 @@ def check_slice(found, path):
     Companion where the file goes with images without being one.
     """
     modality = str(found.get("Modality") or "")
-    storage = UID(str(found.get("SOPClassUID") or "")).keyword
+    storage = uid.UID(str(found.get("SOPClassUID") or "")).keyword
     if modality in _COMPANIONS or any(word in storage for word in _NO_IMAGE) or found.get("DirectoryRecordSequence"):
         raise Companion(path, f"is no image ({_COMPANIONS.get(modality) or storage or 'a directory of DICOM files'})",
                       "Leave it out")
@@ -141,7 +129,7 @@ def check_slice(found, path):
     if found.get("SamplesPerPixel", 1) != 1:
         raise NotASlice(path, "is a colour picture (a report or a screenshot)", "Leave it out")
     if "Rows" in found and "Columns" in found:
-        check_size(path, int(found.Rows), int(found.Columns), _frames(found, path))
+        check_size(path, int(found.Rows), int(found.Columns), count_frames(found, path))
 
 
 def place(found, index=0):
@@ -156,26 +144,9 @@ def place(found, index=0):
     return None if flat or not (np.isfinite(origin).all() and np.isfinite(axes).all()) else (origin, axes)
 
 
-def pixel_spacing(found, index=0):
-    """(rows, columns) in millimetres, or None."""
-    return _pair(_item(found, "PixelMeasuresSequence", "PixelSpacing", index))
-
-
-def _pair(values):
-    """Two numbers above 0, or None where they are absent or no such."""
-    try:
-        pair = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        return None
-    return pair if len(pair) == 2 and min(pair) > 0 and all(map(math.isfinite, pair)) else None
-
-
-def tilt(found):
-    """Degrees by which the gantry was tilted, as the header says; 0 where it is silent."""
-    try:
-        return abs(float(found.get("GantryDetectorTilt") or 0))
-    except (TypeError, ValueError):
-        return 0.0
+def plane(axes):
+    """Direction cosines (6,) as a key: slices of one key are parallel."""
+    return tuple(np.round(axes, 2) + 0.0)
 
 
 def normal(axes):
@@ -184,40 +155,79 @@ def normal(axes):
     return found * np.sign(found[np.argmax(np.abs(found))])
 
 
-def lacks_rescale(found):
-    """Whether a CT image says nothing by which its pixels become HU."""
-    return _item(found, "PixelValueTransformationSequence", "RescaleIntercept", 0) is None
-
-
 def is_axial(axes):
     """Whether the slice normal of direction cosines (6,) is nearest to the patient's length."""
-    return int(np.argmax(np.abs(np.cross(axes[:3], axes[3:])))) == 2
+    return int(np.argmax(np.abs(normal(axes)))) == 2
 
 
 def upright(values, axes):
-    """An axial slice (H, W) turned to anterior on top and the patient's right on the left; others as they are."""
+    """An axial slice (H, W) turned to anterior on top and the patient's right on the left."""
     across, down = axes[:3], axes[3:]
-    if not is_axial(axes):
-        return values
     if abs(across[1]) > abs(across[0]):
         values, across, down = values.T, down, across
     values = values[:, ::-1] if across[0] < 0 else values
     return values[::-1] if down[1] < 0 else values
 
 
+def pixel_spacing(found, index=0):
+    """(rows, columns) in millimetres, or None."""
+    return _pair(_item(found, "PixelMeasuresSequence", "PixelSpacing", index))
+
+
+def count_frames(found, path):
+    """Number of frames of a file; ReadError where they are too many."""
+    frames = int(found.get("NumberOfFrames") or 1)
+    check_size(path, 1, 1, frames)
+    return frames
+
+
+def lacks_rescale(found):
+    """Whether a CT image says nothing by which its pixels become HU."""
+    return _item(found, "PixelValueTransformationSequence", "RescaleIntercept", 0) is None
+
+
+def number(value):
+    """float of a DICOM value, NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _listed(value):
+    """The values of an element that may hold none, one or many."""
+    return [] if value in (None, "") else list(value) if isinstance(value, MultiValue) else [value]
+
+
+def _pair(value):
+    """Two numbers above 0, or None where they are absent or no such."""
+    pair = tuple(map(number, _listed(value)))
+    return pair if len(pair) == 2 and all(0 < one < math.inf for one in pair) else None
+
+
+def _item(found, group, name, index):
+    """Value of an attribute, which enhanced files keep per frame or shared by all, or None."""
+    for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        frames = found.get(groups) or []
+        for item in (frames[at].get(group) or [])[:1] if at < len(frames) else []:
+            if item.get(name) is not None:
+                return item[name].value
+    return found.get(name)
+
+
 def _dataset(path, **options):
-    if path.stat().st_size > MAX_BYTES and not options:
-        raise ReadError(path, f"is too large (at most {MAX_BYTES >> 20} MiB are read)", "Split it into single slices")
+    if not options:
+        check_bytes(path)
     with open(path, "rb") as file:
         read_preamble(file, force=True)
-        if _read_file_meta_info(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        if _read_file_meta_info(file).get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
             _check_inflated(file, path)
         file.seek(0)
         found = pydicom.dcmread(file, force=True, **options)
     if "TransferSyntaxUID" not in found.file_meta:
         implicit, little = found.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        found.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
     return found
 
 
@@ -232,17 +242,7 @@ def _check_inflated(file, path):
         data = stream.unconsumed_tail or file.read(2**16)
 
 
-def _frames(found, path):
-    frames = int(found.get("NumberOfFrames") or 1)
-    check_size(path, 1, 1, frames)
-    return frames
-
-
-def _stored(found, path, index):
-    """(stored values (H, W), [(signed, bits), ...]): how they may be meant.
-
-    First as the header says, then as the compressed stream says, then with the other sign.
-    """
+def _check_pixel_tags(found, path):
     syntax = found.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
@@ -258,25 +258,30 @@ def _stored(found, path, index):
     if found.BitsAllocated % 8:
         raise ReadError(path, f"is sound, but pixels of {found.BitsAllocated} bits are not read here",
                         "Save it with 16 bits a pixel")
-    options, stream = {}, None
+
+
+def _stored(found, path, index):
+    """(stored values (H, W), [(signed, bits), ...]): how they may be meant.
+
+    First as the header says, then as the compressed stream says, then with the other sign.
+    """
+    _check_pixel_tags(found, path)
+    syntax, options, stream = found.file_meta.TransferSyntaxUID, {"view_only": True}, []
     if syntax.is_encapsulated:
-        frame = get_frame(found.PixelData, index, number_of_frames=_frames(found, path))
+        frame = get_frame(found.PixelData, index, number_of_frames=count_frames(found, path))
         check_scans(frame, path)
-        if syntax == RLELossless and len(frame) > MAX_RLE:
+        if syntax == uid.RLELossless and len(frame) > MAX_RLE:
             raise ReadError(path, f"is too large ({len(frame)} bytes of runs in a frame)", "Decompress it first")
         stated = stated_size(frame)
         if stated and stated != (found.Rows, found.Columns):
             raise ReadError(path, f"is damaged (its compressed image is {stated[1]}x{stated[0]} pixels, in its header "
                             f"{found.Columns}x{found.Rows})", AGAIN)
-        if syntax in JPEG2000TransferSyntaxes:
-            told = get_j2k_parameters(frame)
-            stream = bool(told["is_signed"]), int(told["precision"])
-            options = {"pixel_representation": int(stream[0])}
-        elif syntax in JPEGLSTransferSyntaxes:
-            options = {"apply_jls_sign_correction": False}
-    else:
-        options = {"view_only": True}
-    stored, _ = decoder.as_array(found, index=index, raw=True, correct_unused_bits=False, **options)
+        options = {"apply_jls_sign_correction": False} if syntax in uid.JPEGLSTransferSyntaxes else {}
+        if syntax in uid.JPEG2000TransferSyntaxes:
+            parameters = get_j2k_parameters(frame)
+            stream = [(bool(parameters["is_signed"]), int(parameters["precision"]))]
+            options = {"pixel_representation": int(stream[0][0])}
+    stored, _ = get_decoder(syntax).as_array(found, index=index, raw=True, correct_unused_bits=False, **options)
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     if stored.dtype.kind == "f":
         return stored, [(True, 32)]
@@ -285,8 +290,7 @@ def _stored(found, path, index):
     shift = int(found.get("HighBit") or 0) + 1 - bits
     if 0 < shift <= width - bits and not (stored & ((1 << shift) - 1)).any():  # stored at the upper end of their word
         stored = stored >> shift
-    readings = [(signed, bits), *([stream] if stream else []), (not signed, width)]
-    return stored, list(dict.fromkeys(readings))
+    return stored, list(dict.fromkeys([(signed, bits), *stream, (not signed, width)]))
 
 
 def _interpret(stored, signed, bits):
@@ -301,41 +305,54 @@ def _interpret(stored, signed, bits):
     return (meant << unused) >> unused
 
 
+def _range(values, signed, bits):
+    """The least and the greatest value that can be stored."""
+    if values.dtype.kind == "f":
+        return float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def _mask(found, path, index):
+    """The Slice of a frame of a mask, as it is stored."""
+    stored, readings = _stored(found, path, index)
+    return Slice(_interpret(stored, *readings[0]) > 0)
+
+
 def _values(found, path, index):
-    """The values.Decoded of a frame, as it is stored."""
+    """The Slice of a frame, as it is stored."""
     slope, intercept, kind = (_item(found, "PixelValueTransformationSequence", name, index)
                               for name in ("RescaleSlope", "RescaleIntercept", "RescaleType"))
-    scale = _number(1 if slope is None else slope), _number(intercept or 0)
+    scale = number(1 if slope is None else slope), number(intercept or 0)
     if not (all(map(math.isfinite, scale)) and scale[0]):
         raise ReadError(path, f"has senseless rescale tags (slope {scale[0]}, intercept {scale[1]})",
                         "Mend them, or export it again")
     stored, readings = _stored(found, path, index)
     integers = _interpret(stored, *readings[0])
     if found.PhotometricInterpretation == "PALETTE COLOR":
-        return Decoded(grey_of_colours(path, apply_color_lut(integers, found)), remark="it has a palette of colours")
+        return Slice(grey_of_colours(path, apply_color_lut(integers, found)), remark="it has a palette of colours")
     kind = str(kind or "").strip().upper()
     remark = (f"by its RescaleType its values are {kind}" if kind not in ("", "HU", "US") else
               "its values go through a table of their own" if found.get("ModalityLUTSequence") else "")
     if not remark:
         stated = intercept is not None and kind != "US"
         for reading in readings:
-            decoded = _as_hu(found, stored, reading, scale, stated and reading == readings[0])
-            if decoded.is_hu:
+            hu, why = _as_hu(found, stored, reading, scale, stated and reading == readings[0])
+            if hu is not None:
                 if reading != readings[0]:
                     said = f"{'signed' if reading[0] else 'unsigned'} numbers of {reading[1]} bits"
-                    decoded = decoded._replace(remark=f"its header says otherwise, but only as {said} are they HU")
-                return decoded
-            remark = remark or decoded.remark
+                    why = f"its header says otherwise, but only as {said} are they HU"
+                return Slice(hu, True, _windows(found), why)
+            remark = remark or why
         remark = remark if intercept is not None else f"it has no rescale tags, and {remark}"
     padding = _padding(found, stored, integers, *scale)
     if found.PhotometricInterpretation == "MONOCHROME1":
         integers = sum(_range(integers, *readings[0])) - integers.astype(np.float64)
-    kind = np.uint8 if readings[0] == (False, 8) else np.float32
-    return Decoded(integers.astype(kind), padding=padding, remark=remark)
+    grey = integers.astype(np.uint8 if readings[0] == (False, 8) else np.float32)
+    return Slice(to_bytes(grey, padding), remark=remark)
 
 
 def _as_hu(found, stored, reading, scale, stated):
-    """Decoded values in HU, stored in this `reading` (signed, bits); not is_hu, with the reason, where they are none.
+    """(float32 in HU of stored values in this `reading` (signed, bits), what is doubtful), or (None, why not).
 
     `stated`: whether the header says that they are HU. An intercept of zero says little: it is also written for grey.
     """
@@ -343,7 +360,7 @@ def _as_hu(found, stored, reading, scale, stated):
     values = _interpret(stored, *reading)
     edges = [slope * edge + intercept for edge in _range(values, *reading)]
     if max(edges) - min(edges) < REACH or min(edges) > LUNG:
-        return Decoded(values, remark=f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}")
+        return None, f"its {reading[1]} bits reach from {min(edges):.0f} to {max(edges):.0f}"
     padding = _padding(found, stored, values, *scale)
     hu = values.astype(np.float32)
     if slope != 1:
@@ -352,9 +369,8 @@ def _as_hu(found, stored, reading, scale, stated):
     looks, why = assess_hu(hu, padding, may_be_raw=intercept > LUNG)
     believed = stated and looks is None and (intercept != 0 or _may_be_inside(hu, padding))
     if not (looks or believed):
-        return Decoded(values, remark=why)
-    doubt = why if intercept == 0 else _cut_off(found, stored, values)
-    return Decoded(fill_padding(hu, padding), True, windows=_windows(found), remark=doubt)
+        return None, why
+    return fill_padding(hu, padding), why if intercept == 0 else _cut_off(found, stored, values)
 
 
 def _may_be_inside(hu, padding):
@@ -372,31 +388,7 @@ def _cut_off(found, stored, values):
     return f"bits above the {found.BitsStored} that its header names are set, and were cut off"
 
 
-def _range(values, signed, bits):
-    """The least and the greatest value that can be stored."""
-    if values.dtype.kind == "f":
-        return float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-
-
-def _number(value):
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _item(found, group, name, index):
-    """Value of an attribute, which enhanced files keep per frame or shared by all, or None."""
-    for groups, number in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
-        frames = found.get(groups) or []
-        for item in (frames[number].get(group) or [])[:1] if number < len(frames) else []:
-            if item.get(name) is not None:
-                return item[name].value
-    return found.get(name)
-
-
-def _padding(found, stored, values, slope, scale):
+def _padding(found, stored, values, slope, intercept):
     """bool (H, W): pixels outside the scanned circle, by PixelPaddingValue and its range limit; None without them.
 
     Where the tags would take HU of a body, only what is joined to the edge counts, and nothing where all of it is.
@@ -410,28 +402,13 @@ def _padding(found, stored, values, slope, scale):
         edges = np.array([value, value if limit is None else limit], np.int64).astype(kind)
         for pixels in (values, stored.view(kind)):  # whether or not it was cut to the bits that count
             outside |= (pixels >= edges.min()) & (pixels <= edges.max())
-        inner |= LUNG - 400 < float(edges.max()) * slope + scale < 3000
+        inner |= LUNG - 400 < float(edges.max()) * slope + intercept < 3000
     if outside.all() or not outside.any():
         return None
-    if inner:
-        joined = ndimage.binary_propagation(_ring(outside.shape) & outside, mask=outside)
-        outside &= joined
-    return outside
-
-
-def _ring(shape):
-    ring = np.ones(shape, bool)
-    ring[1:-1, 1:-1] = False
-    return ring
+    return ndimage.binary_propagation(np.zeros_like(outside), mask=outside, border_value=1) if inner else outside
 
 
 def _windows(found):
     """The file's own windows, [(centre, width)], without those that are no numbers."""
-    pairs = zip(map(_number, _listed(found.get("WindowCenter"))), map(_number, _listed(found.get("WindowWidth"))),
-                strict=False)
-    return [(centre, width) for centre, width in pairs if math.isfinite(centre) and math.isfinite(width) and width > 0]
-
-
-def _listed(value):
-    """The values of an element that may hold none, one or many."""
-    return [] if value in (None, "") else list(value) if isinstance(value, MultiValue) else [value]
+    pairs = zip(*(map(number, _listed(found.get(name))) for name in ("WindowCenter", "WindowWidth")), strict=False)
+    return [(centre, width) for centre, width in pairs if math.isfinite(centre) and 0 < width < math.inf]

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: the error they raise, the limits they keep, the volume they hold on to."""
+"""What the readers of all formats share: the errors they raise, the limits they keep, the file they hold on to."""
 
 import os
 from contextlib import contextmanager
@@ -26,11 +26,11 @@ class NotASlice(ReadError):
 
 
 class NoImage(NotASlice):
-    """A file that lies among images without being one (text, a document), and is passed over where nobody listed it."""
+    """A file among images that is none (text, a document): passed over unless somebody listed it."""
 
 
 class Companion(NoImage):
-    """What an export of a scanner has beside its images: presentation states, reports, protocol pages, screenshots."""
+    """What a scanner exports with its images: presentation states, reports, protocol pages, screenshots."""
 
 
 @contextmanager
@@ -56,6 +56,13 @@ def held(load, path):
         _held.clear()  # before loading: two volumes at once may be more than fits
         _held[key] = found = load(path)
     return found
+
+
+def check_bytes(path):
+    """ReadError where a file that is read whole has more than MAX_BYTES."""
+    if os.stat(path).st_size > MAX_BYTES:
+        raise ReadError(path, f"is too large (at most {MAX_BYTES >> 20} MiB are read)",
+                        "Scale it down, or split it into single slices")
 
 
 def check_size(path, height, width, count=1):

@@ -9,37 +9,47 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from covidlib.readers.errors import MAX_PIXELS
+from covidlib.readers.errors import MAX_PIXELS, ReadError
+from covidlib.readers.window import LUNG_WINDOW, apply_window
 
 AIR = -1024.0
 VACUUM, METAL = -1150, 5000  # HU beyond which nothing is measured but noise and the largest implants
-UNHEARD_OF = 31000  # the largest that scanners store of metal is less
+MAX_HU = 31000  # scanners store less, even of metal
 LUNG, BONE = -500, 600
 REACH = 1000.0  # HU between the least and the greatest value that a CT has to be able to hold
 FEW = 64  # values that say nothing
-_SAMPLED = 2**14  # values that are looked at
-_ON_EDGE = 0.2  # of the edge, from which on a value that repeats is no measurement
+_SAMPLED = 2**14  # values by which a slice or a volume is assessed
+_EDGE_SHARE = 0.2  # of the edge, from which on a value that repeats is no measurement
 
 
-class Decoded(NamedTuple):
-    """Values of one slice as a reader gives them, upright, (H, W).
+class Slice(NamedTuple):
+    """One slice, upright.
 
-    is_hu: whether they are HU; padding: bool (H, W) of what was not measured, or None; spacing: millimetres between
-    rows and columns, or None; windows: [(centre, width)] of the file; remark: what is doubtful of it, "" for nothing.
+    values: (H, W), float32 in HU where `is_hu`, else uint8 grey, or bool of a mask; windows: [(centre, width)] of the
+    file; remark: why they are no HU though the format could hold them, or what else is doubtful, "" for nothing;
+    stored: (H, W) before pixels were made square; spacing: millimetres between the stored rows and columns, or None.
     """
 
     values: np.ndarray
     is_hu: bool = False
-    padding: np.ndarray | None = None
-    spacing: tuple[float, float] | None = None
-    windows: list = []
+    windows: list = ()
     remark: str = ""
+    stored: tuple[int, int] | None = None
+    spacing: tuple[float, float] | None = None
+
+    def picture(self, window=LUNG_WINDOW):
+        """uint8 (H, W); HU through `window` (centre, width), None for the file's own nearest the lung window."""
+        if not self.is_hu:
+            return self.values
+        if window is None:
+            window = min(self.windows, key=lambda own: abs(own[0] - LUNG_WINDOW[0]), default=LUNG_WINDOW)
+        return apply_window(self.values, window)
 
 
 def assess_hu(values, padding=None, may_be_raw=True):
     """(True, False or None, reason): whether values (..., H, W) look like HU, contradict it, or say too little.
 
-    `padding`: bool of the same shape, not looked at; neither is what is not finite or fills the edge with one value.
+    Left out are `padding` (bool of the same shape), what is not finite, and one value that fills the edge.
     `may_be_raw`: whether 1024 may have been added to them; where there is no air it may in any case.
     """
     level = edge_level(values)
@@ -90,18 +100,17 @@ def _looks_like_air_or_lung(seen):
 
 def edge_level(values):
     """The one value that fills much of the edge of (..., H, W), or its corners: padding, or air cut off; else None."""
-    edge = np.concatenate([values[..., 0, :].ravel(), values[..., -1, :].ravel(),
-                           values[..., :, 0].ravel(), values[..., :, -1].ravel()])
+    edge = np.concatenate([part.ravel() for part in (values[..., [0, -1], :], values[..., [0, -1]])])
     edge = edge[np.isfinite(edge)]
     if not len(edge):
         return None
-    levels, counts = np.unique(edge, return_counts=True)
-    most = counts.argmax()
-    if counts[most] > _ON_EDGE * len(edge):
-        return float(levels[most])
-    corners, counts = np.unique([values[..., row, column] for row in (0, -1) for column in (0, -1)], return_counts=True)
-    level = float(corners[counts.argmax()])
-    return level if counts.max() > 0.7 * counts.sum() and np.isfinite(level) else None
+    corners = values[..., [0, 0, -1, -1], [0, -1, 0, -1]]
+    for some, share in ((edge, _EDGE_SHARE), (corners, 0.7)):
+        levels, counts = np.unique(some, return_counts=True)
+        level = float(levels[counts.argmax()])
+        if counts.max() > share * some.size and np.isfinite(level):
+            return level
+    return None
 
 
 def fill_padding(values, padding=None):
@@ -109,8 +118,8 @@ def fill_padding(values, padding=None):
     values = np.asarray(values, np.float32)
     level = edge_level(values)
     dense = level is not None and level > BONE / 2  # no edge of a slice is bone throughout
-    if padding is not None or dense or not values.max() < UNHEARD_OF:  # also where it is no number
-        outside = ~(np.isfinite(values) & (values < UNHEARD_OF))
+    if padding is not None or dense or not values.max() < MAX_HU:  # also where it is no number
+        outside = ~(np.isfinite(values) & (values < MAX_HU))
         if padding is not None:
             outside |= padding
         if dense:
@@ -147,10 +156,8 @@ def _without_marks(seen):
     """Values (N,) without one that is repeated at either end, far from all others: letters burnt into the picture."""
     for end in (seen.max(), seen.min()):
         rest = seen[seen != end]
-        if len(rest) > max(FEW, 0.9 * len(seen)):
-            low, high = np.percentile(rest, (0.1, 99.9))
-            if not low - (high - low) <= end <= high + (high - low):
-                seen = rest
+        if len(rest) > max(FEW, 0.9 * len(seen)) and _is_far(end, rest, 1):
+            seen = rest
     return seen
 
 
@@ -158,31 +165,29 @@ def _detached(values, outside):
     """bool (H, W): the value that fills the edge, where a quarter of all others' range lies between it and them."""
     level = edge_level(np.where(outside, np.nan, values))
     rest = values[~outside & (values != level)] if level is not None else []
-    if len(rest) < FEW:
-        return np.zeros(values.shape, bool)
-    low, high = np.percentile(rest, (0.1, 99.9))
-    gap = (high - low) / 4
-    return (values == level) & ((level < low - gap) | (level > high + gap))
+    return (values == level) & (len(rest) >= FEW and _is_far(level, rest, 1 / 4))
 
 
-def square_pixels(values, spacing, nearest=False):
-    """(H, W) with pixels as high as they are wide, the closer of the two: float32 or uint8, as given.
+def _is_far(value, others, ranges):
+    """Whether so many ranges (0.1 to 99.9 %) of the others (N,) lie between them and the value."""
+    low, high = np.percentile(others, (0.1, 99.9))
+    gap = (high - low) * ranges
+    return not low - gap <= value <= high + gap
 
-    `spacing`: millimetres between rows and columns, None where it is not known. ValueError where the picture would
-    become too large.
+
+def square_pixels(path, values, spacing):
+    """(H, W) with pixels as high as they are wide, the closer of the two: float32, uint8 or bool, as given.
+
+    `spacing`: millimetres between rows and columns, None where it is not known.
     """
-    if not needs_squaring(spacing):
+    if spacing is None or not (np.isfinite(spacing).all() and 1.01 * min(spacing) < max(spacing) and min(spacing) > 0):
         return values
     fine = min(spacing)
     height, width = (max(1, round(n * mm / fine)) for n, mm in zip(values.shape, spacing, strict=True))
     if height * width > MAX_PIXELS:
-        raise ValueError(f"its pixels are {spacing[0]:g} x {spacing[1]:g} mm: resampled to squares they are too many")
-    kind = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-    values = values if values.dtype == np.uint8 else np.asarray(values, np.float32)
-    return np.asarray(Image.fromarray(values).resize((width, height), kind))
-
-
-def needs_squaring(spacing):
-    """Whether pixels of this spacing are high or wide by more than a hundredth."""
-    return (spacing is not None and min(spacing) > 0 and np.isfinite(spacing).all()
-            and max(spacing) > 1.01 * min(spacing))
+        raise ReadError(path, f"its pixels are {spacing[0]:g} x {spacing[1]:g} mm: resampled to squares they are too "
+                        "many", "Mend PixelSpacing, or resample it")
+    is_mask = values.dtype == bool
+    image = Image.fromarray(values.view(np.uint8) if is_mask else values)
+    image = image.resize((width, height), Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR)
+    return np.asarray(image).astype(values.dtype, copy=False)

@@ -5,21 +5,24 @@ Slices are ordered along their common normal by ImagePositionPatient
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-import nibabel
 import numpy as np
+from pydicom import Dataset
 from scipy import ndimage
 
 from covidlib import readers
 from covidlib.readers import dicom
 from covidlib.readers.dicom import SAME_PLACE
 from covidlib.readers.errors import NotASlice, ReadError, reading
+from covidlib.readers.nifti import to_axial
 from covidlib.readers.values import square_pixels
 
-GAP = 1.5  # times the usual distance
 TURNED = 10  # slices of a series that was not stored axial, from which on axial ones are cut from it
+_GAP = 1.5  # times the usual distance
 _TILTED = 1.0  # degrees
 _TAGS = ["SeriesInstanceUID", "SeriesDescription", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType",
          "SamplesPerPixel", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
@@ -28,20 +31,35 @@ _TAGS = ["SeriesInstanceUID", "SeriesDescription", "SOPInstanceUID", "SOPClassUI
          "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
 
 
+class Frame(NamedTuple):
+    """A slice of a series: its file, the header without pixels, its index within the file, dicom.place, and its
+    position in millimetres along the normal; the last two None where they are unknown."""
+
+    file: Path
+    header: Dataset
+    index: int
+    place: tuple | None
+    position: float | None = None
+
+    @property
+    def is_one_of_many(self):
+        return int(self.header.get("NumberOfFrames") or 1) > 1
+
+    @property
+    def name(self):
+        return self.file.name + (f" (frame {self.index + 1})" if self.is_one_of_many else "")
+
+
 @dataclass(frozen=True)
 class Series:
     """One DICOM series, slice by slice from the feet up (as given where nothing says their place).
 
-    files, headers (without pixels) and frames: of each slice; positions: float (D,), millimetres along the normal, or
-    None; axes: direction cosines (6,) of rows and columns, or None; problems: ReadErrors of slices that are left out,
-    since they are double, of another size or in another plane; notes: sentences on gaps and on a tilted gantry.
+    axes: direction cosines (6,) of rows and columns, or None; problems: ReadErrors of slices that are left out, since
+    they are double, of another size or in another plane; notes: sentences on gaps and on a tilted gantry.
     """
 
     uid: str
-    files: list[Path]
-    headers: list
-    frames: list[int]
-    positions: np.ndarray | None = None
+    frames: list[Frame]
     axes: np.ndarray | None = None
     problems: list[ReadError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -52,30 +70,29 @@ class Series:
         return self.axes is None or dicom.is_axial(self.axes)
 
     @property
+    def files(self):
+        """Of each slice."""
+        return [one.file for one in self.frames]
+
+    @property
     def slices(self):
-        """[(file, frame), ...]"""
-        return list(zip(self.files, self.frames, strict=True))
+        """[(file, index within it), ...]"""
+        return [(one.file, one.index) for one in self.frames]
 
     @property
     def spacing(self):
         """Millimetres between slices, rows and columns, each None where it is unknown."""
-        steps = [] if self.positions is None else np.diff(self.positions)
-        rows, columns = dicom.pixel_spacing(self.headers[0]) or (None, None)
+        steps = _steps(self.frames)
+        rows, columns = dicom.pixel_spacing(self.frames[0].header) or (None, None)
         return float(np.median(steps)) if len(steps) else None, rows, columns
 
-    def name(self, n):
-        """Of slice `n`, for a message."""
-        many = int(self.headers[n].get("NumberOfFrames") or 1) > 1
-        return self.files[n].name + (f" (frame {self.frames[n] + 1})" if many else "")
-
-    def require_axial(self, or_slices=None):
+    def require_axial(self, or_slices=np.inf):
         """ReadError unless its slices are axial, or so many of them that axial ones can be cut."""
-        if self.axial or (or_slices is not None and len(self.slices) >= or_slices):
-            return
-        count = len(self.slices)
-        what = f"is the first of {count} slices that are not axial" if count > 1 else "is a slice that is not axial"
-        raise ReadError(self.files[0], what,
-                        "Convert the whole series to one NIfTI file, which is read in any orientation")
+        count = len(self.frames)
+        if not self.axial and count < or_slices:
+            what = f"is the first of {count} slices that are not axial" if count > 1 else "is a slice that is not axial"
+            raise ReadError(self.frames[0].file, what,
+                            "Convert the whole series to one NIfTI file, which is read in any orientation")
 
 
 def group_series(files, together=True):
@@ -110,17 +127,17 @@ def read_volume(path):
             return _stack([(path, index) for index in readers.slice_order(path)])
         path = [Path(path)]
     series = one_series(path)
-    if len(set(series.files)) > 1 and series.positions is None and "InstanceNumber" not in series.headers[0]:
-        raise ReadError(series.files[0], "says nothing of its place in the series", "Order the slices in a manifest")
+    first, spacing = series.frames[0], series.spacing
+    if len(set(series.files)) > 1 and first.position is None and "InstanceNumber" not in first.header:
+        raise ReadError(first.file, "says nothing of its place in the series", "Order the slices in a manifest")
     if series.axial:
         return _stack(series.slices)
-    turn, spacing = _turn(series.axes), series.spacing
-    volume = _stack(series.slices, square=False)
-    volume = nibabel.orientations.apply_orientation(volume.transpose(2, 1, 0), turn).T
-    place = {int(axis): spacing[k] for k, axis in zip((2, 1, 0), turn[:, 0], strict=True)}
-    if None in (place[0], place[1]):
-        return np.ascontiguousarray(volume)
-    return np.stack([square_pixels(one, (place[1], place[0])) for one in volume])
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([series.axes[:3], series.axes[3:], dicom.normal(series.axes)], axis=1)
+    if None not in spacing:  # else pixels stay as they are
+        affine[:3, :3] *= spacing[::-1]
+    volume, (_, *in_plane) = to_axial(_stack(series.slices, square=False).T, affine)
+    return np.stack([square_pixels(first.file, one, in_plane) for one in volume])
 
 
 def one_series(path):
@@ -162,116 +179,6 @@ def _is_dicom(file):
         return file.suffix.lower() in (".dcm", ".ima")  # named as one: to be called damaged, not passed over
 
 
-def _order(uid, members):
-    """Series of (file, header) pairs."""
-    slices = [(file, header, frame) for file, header in members for frame in dicom.order(header, file)]
-    slices, problems = _same(slices, lambda header, _: (header.get("Rows"), header.get("Columns")), _odd_size)
-    axes = heights = None
-    places = {(id(header), frame): dicom.place(header, frame) for _, header, frame in slices}
-    if None not in places.values():
-        def plane(header, frame):
-            return tuple(np.round(places[id(header), frame][1], 2) + 0.0)
-        slices, odd = _same(slices, plane, lambda *_: "lies in another plane than the rest of its series")
-        problems += odd
-        axes = places[id(slices[0][1]), slices[0][2]][1]
-        normal = dicom.normal(axes)
-        heights = np.array([places[id(header), frame][0] @ normal for _, header, frame in slices])
-    slices, positions = _sorted(slices, heights)
-    series = Series(uid, *map(list, zip(*slices, strict=True)), positions, axes, problems)
-    return _note_tilt(_note_gaps(_drop_doubles(series)))
-
-
-def _same(slices, key, what):
-    """(slices with the commonest key, ReadErrors of the others)"""
-    keys = [key(header, frame) for _, header, frame in slices]
-    usual = Counter(keys).most_common(1)[0][0]
-    odd = {file: ReadError(file, what(found, usual), "Move it to a folder of its own")
-           for (file, *_), found in zip(slices, keys, strict=True) if found != usual}
-    return [one for one, found in zip(slices, keys, strict=True) if found == usual], list(odd.values())
-
-
-def _odd_size(found, usual):
-    return f"has {found[1]}x{found[0]} pixels, the rest of its series {usual[1]}x{usual[0]}"
-
-
-def _sorted(slices, heights):
-    """(slices from the feet up, millimetres or None): by place, SliceLocation or InstanceNumber, else as given."""
-    if heights is not None:
-        if len(slices) > 1 and len({file for file, *_ in slices}) == 1 and np.ptp(heights) < SAME_PLACE:
-            return slices, None  # frames that were all given the place of the first
-        return _by(heights, slices)
-    for keyword in ("SliceLocation", "InstanceNumber"):
-        numbers = [header.get(keyword) for _, header, _ in slices]
-        if None not in numbers:
-            slices, positions = _by(np.array(numbers, float), slices)
-            return slices, positions if keyword == "SliceLocation" else None
-    return slices, None
-
-
-def _by(numbers, slices):
-    order = np.argsort(numbers, kind="stable")
-    return [slices[i] for i in order], np.asarray(numbers)[order]
-
-
-def _drop_doubles(series):
-    """Without the second of two slices at one place, or with one SOPInstanceUID where nothing says their places.
-
-    One SOPInstanceUID at several places is the work of an anonymiser: noted, and nothing is dropped.
-    """
-    seen, kept, shared, problems = {}, [], 0, list(series.problems)
-    positions = [None] * len(series.files) if series.positions is None else series.positions
-    for n, (file, header, position) in enumerate(zip(series.files, series.headers, positions, strict=True)):
-        uid = header.get("SOPInstanceUID") or file, series.frames[n]
-        before = kept[-1] if kept else None
-        here = position is not None and before is not None and position - positions[before] < SAME_PLACE
-        if here or (position is None and uid in seen):
-            twin = series.name(before if here else seen[uid])
-            where = f"lies at the place of {twin} in its series ({position:.2f} mm)" if here else f"is {twin} again"
-            same = ", with the same SOPInstanceUID" if uid in seen else ""
-            problems.append(ReadError(file, where + same, "Keep one of the two, or part the series"))
-            continue
-        shared += uid in seen
-        seen[uid] = n
-        kept.append(n)
-    notes = [f"{shared} slices of the series in {series.files[0].parent.name} repeat the SOPInstanceUID of another at "
-             "another place; they are kept."] if shared else []
-    files, headers, frames = ([of[n] for n in kept] for of in (series.files, series.headers, series.frames))
-    return replace(series, files=files, headers=headers, frames=frames,
-                   positions=None if series.positions is None else series.positions[kept], problems=problems,
-                   notes=series.notes + notes)
-
-
-def _note_gaps(series):
-    if series.positions is None or len(series.files) < 3:
-        return series
-    steps = np.diff(series.positions)
-    usual = np.median(steps)
-    gaps = np.flatnonzero(steps > GAP * usual)
-    if not len(gaps):
-        return series
-    shown = "; ".join(f"{steps[n]:.1f} mm between {series.name(n)} and {series.name(n + 1)}" for n in gaps[:3])
-    shown += "; ..." if len(gaps) > 3 else ""
-    note = (f"Slices are missing from the series in {series.files[0].parent.name}, where {usual:.1f} mm is usual: "
-            f"{shown}.")
-    return replace(series, notes=[*series.notes, note])
-
-
-def _note_tilt(series):
-    """With a note where slices are not stacked along their normal, or the header says that the gantry was tilted."""
-    degrees = dicom.tilt(series.headers[0])
-    if series.axes is not None:
-        first, last = (dicom.place(series.headers[n], series.frames[n])[0] for n in (0, -1))
-        length = np.linalg.norm(last - first)
-        if length > SAME_PLACE:
-            cosine = abs((last - first) @ dicom.normal(series.axes)) / length
-            degrees = max(degrees, float(np.degrees(np.arccos(min(1.0, cosine)))))
-    if degrees < _TILTED:
-        return series
-    note = (f"The gantry was tilted by {degrees:.0f} degrees for the series in {series.files[0].parent.name}: its "
-            "slices are sheared against one another, and not axial by as much.")
-    return replace(series, notes=[*series.notes, note])
-
-
 def _stack(slices, square=True):
     """float32 (D, H, W) of (file, slice index) in the order given; `square`: with square pixels."""
     volume = None
@@ -285,8 +192,97 @@ def _stack(slices, square=True):
     return volume
 
 
-def _turn(axes):
-    """nibabel's orientation of columns, rows and slices: what makes them left, back and head."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.stack([axes[:3], axes[3:], dicom.normal(axes)], axis=1)
-    return nibabel.orientations.io_orientation(affine)
+def _order(uid, members):
+    """Series of (file, header) pairs."""
+    frames = [Frame(file, header, index, dicom.place(header, index))
+              for file, header in members for index in dicom.order(header, file)]
+    frames, problems = _same(frames, lambda one: (one.header.get("Columns"), one.header.get("Rows")),
+                             "has {0[0]}x{0[1]} pixels, the rest of its series {1[0]}x{1[1]}")
+    axes = None
+    if all(one.place for one in frames):
+        frames, odd = _same(frames, lambda one: dicom.plane(one.place[1]),
+                            "lies in another plane than the rest of its series")
+        problems += odd
+        axes = frames[0].place[1]
+    frames, doubles, notes = _drop_doubles(_sorted(frames, axes))
+    return Series(uid, frames, axes, problems + doubles, [*notes, *_gap_notes(frames), *_tilt_notes(frames, axes)])
+
+
+def _same(frames, key, what):
+    """(frames with the commonest key, a ReadError for each file with others)"""
+    keys = [key(one) for one in frames]
+    usual = Counter(keys).most_common(1)[0][0]
+    odd = {one.file: ReadError(one.file, what.format(found, usual), "Move it to a folder of its own")
+           for one, found in zip(frames, keys, strict=True) if found != usual}
+    return [one for one, found in zip(frames, keys, strict=True) if found == usual], list(odd.values())
+
+
+def _sorted(frames, axes):
+    """Frames from the feet up, with their positions: by place, SliceLocation or InstanceNumber, else as given."""
+    if axes is not None:
+        by, normal = "place", dicom.normal(axes)
+        numbers = [one.place[0] @ normal for one in frames]
+        if len(frames) > 1 and len({one.file for one in frames}) == 1 and np.ptp(numbers) < SAME_PLACE:
+            return frames  # they were all given the place of the first
+    else:
+        by = next((keyword for keyword in ("SliceLocation", "InstanceNumber")
+                   if all(one.header.get(keyword) is not None for one in frames)), None)
+        if by is None:
+            return frames
+        numbers = [float(one.header[by].value) for one in frames]
+    order = np.argsort(numbers, kind="stable")
+    return [frames[n]._replace(position=None if by == "InstanceNumber" else float(numbers[n])) for n in order]
+
+
+def _drop_doubles(frames):
+    """(frames, ReadErrors, notes): without the second of two at one place, or with one SOPInstanceUID where nothing
+    says their places. One SOPInstanceUID at several places is the work of an anonymiser: noted, and all are kept."""
+    seen, kept, problems, shared = {}, [], [], 0
+    for one in frames:
+        uid = one.header.get("SOPInstanceUID") or one.file, one.index
+        here = kept and one.position is not None and one.position - kept[-1].position < SAME_PLACE
+        if here or (one.position is None and uid in seen):
+            twin = (kept[-1] if here else seen[uid]).name
+            where = f"lies at the place of {twin} in its series ({one.position:.2f} mm)" if here else f"is {twin} again"
+            same = ", with the same SOPInstanceUID" if uid in seen else ""
+            problems.append(ReadError(one.file, where + same, "Keep one of the two, or part the series"))
+            continue
+        shared += uid in seen
+        seen[uid] = one
+        kept.append(one)
+    notes = [f"{shared} slices of the series in {frames[0].file.parent.name} repeat the SOPInstanceUID of another at "
+             "another place; they are kept."] if shared else []
+    return kept, problems, notes
+
+
+def _steps(frames):
+    """Millimetres between frames that follow one another, [] where their positions are unknown."""
+    return np.array([high.position - low.position for low, high in pairwise(frames) if high.position is not None])
+
+
+def _gap_notes(frames):
+    steps = _steps(frames)
+    if len(steps) < 2:
+        return []
+    usual = np.median(steps)
+    gaps = np.flatnonzero(steps > _GAP * usual)
+    shown = "; ".join(f"{steps[n]:.1f} mm between {frames[n].name} and {frames[n + 1].name}" for n in gaps[:3])
+    more = "; ..." if len(gaps) > 3 else ""
+    return [f"Slices are missing from the series in {frames[0].file.parent.name}, where {usual:.1f} mm is usual: "
+            f"{shown}{more}."] if shown else []
+
+
+def _tilt_notes(frames, axes):
+    """Where slices are not stacked along their normal, or the header says that the gantry was tilted."""
+    degrees = abs(dicom.number(frames[0].header.get("GantryDetectorTilt") or 0))
+    degrees = degrees if np.isfinite(degrees) else 0.0
+    if axes is not None:
+        along = frames[-1].place[0] - frames[0].place[0]
+        length = np.linalg.norm(along)
+        if length > SAME_PLACE:
+            cosine = abs(along @ dicom.normal(axes)) / length
+            degrees = max(degrees, np.degrees(np.arccos(min(1.0, cosine))))
+    if degrees < _TILTED:
+        return []
+    return [f"The gantry was tilted by {degrees:.0f} degrees for the series in {frames[0].file.parent.name}: its "
+            "slices are sheared against one another, and not axial by as much."]

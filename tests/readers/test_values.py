@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from bodies import CORNER, LUNG, TISSUE, chest, outside_circle
 
-from covidlib.readers import values
+from covidlib.readers import errors, values
 
 HU = chest().astype(float)
 AIR = np.random.default_rng(0).normal(-1000, 25, (96, 96))
@@ -87,12 +87,12 @@ def test_what_hardly_varies_does_not_vanish():
 
 def test_pixels_are_made_square():
     tall = np.repeat(HU[::2].astype(np.float32), 1, axis=0)
-    square = values.square_pixels(tall, (3.0, 1.5))
+    square = values.square_pixels("x", tall, (3.0, 1.5))
     assert square.shape == (96, 96) and abs(square - HU)[10:-10].mean() < 40
-    assert values.square_pixels(np.uint8(tall > 0), (1.5, 3.0)).shape == (48, 192)
+    assert values.square_pixels("x", np.uint8(tall > 0), (1.5, 3.0)).shape == (48, 192)
     for spacing in (None, (1.0, 1.0), (1.0, 1.005)):
-        assert values.square_pixels(tall, spacing) is tall
-    labels = values.square_pixels(np.uint8([[0, 1, 0, 1]]), (3, 1), nearest=True)
-    assert labels.shape == (3, 4) and set(labels.ravel()) == {0, 1}
-    with pytest.raises(ValueError, match="100 x 0.01 mm: resampled to squares they are too many"):
-        values.square_pixels(tall, (100, 0.01))
+        assert values.square_pixels("x", tall, spacing) is tall
+    mask = values.square_pixels("x", np.array([[False, True, False, True]]), (3, 1))
+    assert mask.dtype == bool and mask.tolist() == [[False, True, False, True]] * 3
+    with pytest.raises(errors.ReadError, match="100 x 0.01 mm: resampled to squares they are too many"):
+        values.square_pixels("x", tall, (100, 0.01))
