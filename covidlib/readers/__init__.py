@@ -67,9 +67,15 @@ def _is_text(head):
     return all(character.isprintable() or character in "\r\n\t\f\ufeff" for character in text)
 
 
-def read(path, slice_index=0):
-    """The Slice of a file. Raises as `read_slice`."""
-    return _read(path, slice_index)
+def read(path, slice_index=0, mask=False, square=True):
+    """The Slice of a file, with bool values where it is a `mask`, as it is stored unless `square`; see `read_slice`."""
+    reader = _reader(path)
+    with reading(path):
+        found = reader.read(Path(path), slice_index, mask)
+        if found.values.ndim != 2:
+            raise ReadError(path, f"is not a grey image (shape {found.values.shape})")
+        squared = square_pixels(path, found.values, found.spacing) if square else found.values
+        return found._replace(values=squared, stored=found.values.shape)
 
 
 def read_slice(path, slice_index=0, window=LUNG_WINDOW):
@@ -88,7 +94,7 @@ def read_hu(path, slice_index=0, square=True):
 
     `square`: whether pixels are made square. ReadError where the values are no HU.
     """
-    found = _read(path, slice_index, square=square)
+    found = read(path, slice_index, square=square)
     if not found.is_hu:
         why = f" ({found.remark})" if found.remark else ""
         raise ReadError(path, f"holds grey values, not Hounsfield units{why}",
@@ -98,7 +104,7 @@ def read_hu(path, slice_index=0, square=True):
 
 def read_mask(path, slice_index=0):
     """bool (H, W): where a slice drawn in any of the formats is above 0, whatever the colour; pixels square."""
-    return _read(path, slice_index, mask=True).values
+    return read(path, slice_index, mask=True).values
 
 
 def slice_order(path):
@@ -118,13 +124,3 @@ def count_slices(path):
 
 def _reader(path):
     return {"dicom": dicom, "nifti": nifti}.get(sniff(path), raster)
-
-
-def _read(path, slice_index, mask=False, square=True):
-    reader = _reader(path)
-    with reading(path):
-        found = reader.read(Path(path), slice_index, mask)
-        if found.values.ndim != 2:
-            raise ReadError(path, f"is not a grey image (shape {found.values.shape})")
-        seen = square_pixels(path, found.values, found.spacing) if square else found.values
-        return found._replace(values=seen, stored=found.values.shape)

@@ -13,22 +13,13 @@ from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.utils import get_j2k_parameters
 from scipy import ndimage
 
-from covidlib.readers.errors import (
-    AGAIN,
-    MAX_BYTES,
-    Companion,
-    NotASlice,
-    ReadError,
-    check_bytes,
-    check_index,
-    check_size,
-    held,
-)
+from covidlib.readers.errors import AGAIN, Companion, NotASlice, ReadError, check_bytes, check_index, check_size, held
 from covidlib.readers.jpeg import check_scans, stated_size
 from covidlib.readers.raster import grey_of_colours
 from covidlib.readers.values import FEW, LUNG, REACH, Slice, assess_hu, fill_padding, to_bytes
 
 MAX_RLE = 2**23  # bytes of a frame; two of them may stand for 128
+MAX_INFLATED = 2**28  # bytes
 SAME_PLACE = 0.01  # mm
 _PIXEL_TAG = b"\xe0\x7f\x10\x00"
 _NO_SLICE = {"LOCALIZER": "a localiser", "SCOUT": "a localiser", "TOPOGRAM": "a localiser",
@@ -73,7 +64,9 @@ def read(path, slice_index, mask=False):
             raise ReadError(path, "is truncated (its pixels have no end)", AGAIN)
         raise ReadError(path, "holds no pixel data", "Export the image itself, not its header")
     index = check_index(path, slice_index, count_frames(found, path))
-    decoded = _mask(found, path, index) if mask else _values(found, path, index)
+    stored, readings = _stored(found, path, index)
+    decoded = (Slice(_interpret(stored, *readings[0]) > 0) if mask else
+               _decoded(found, path, index, stored, readings))
     spacing = pixel_spacing(found, index) or _pair(found.get("PixelAspectRatio"))  # for their shape alone
     axes = (place(found, index) or (None, None))[1]
     if axes is not None and not is_axial(axes):
@@ -237,8 +230,8 @@ def _check_inflated(file, path):
     data = file.read(2**16)
     while data and not stream.eof:
         size += len(stream.decompress(data, 2**20))
-        if size > MAX_BYTES // 2:
-            raise ReadError(path, f"is too large (inflates to more than {MAX_BYTES >> 21} MiB)", "Leave it out")
+        if size > MAX_INFLATED:
+            raise ReadError(path, f"is too large (inflates to more than {MAX_INFLATED >> 20} MiB)", "Leave it out")
         data = stream.unconsumed_tail or file.read(2**16)
 
 
@@ -312,21 +305,14 @@ def _range(values, signed, bits):
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
-def _mask(found, path, index):
-    """The Slice of a frame of a mask, as it is stored."""
-    stored, readings = _stored(found, path, index)
-    return Slice(_interpret(stored, *readings[0]) > 0)
-
-
-def _values(found, path, index):
-    """The Slice of a frame, as it is stored."""
+def _decoded(found, path, index, stored, readings):
+    """The Slice of `_stored` values, not turned."""
     slope, intercept, kind = (_item(found, "PixelValueTransformationSequence", name, index)
                               for name in ("RescaleSlope", "RescaleIntercept", "RescaleType"))
     scale = number(1 if slope is None else slope), number(intercept or 0)
     if not (all(map(math.isfinite, scale)) and scale[0]):
         raise ReadError(path, f"has senseless rescale tags (slope {scale[0]}, intercept {scale[1]})",
-                        "Mend them, or export it again")
-    stored, readings = _stored(found, path, index)
+                        "Correct them, or export it again")
     integers = _interpret(stored, *readings[0])
     if found.PhotometricInterpretation == "PALETTE COLOR":
         return Slice(grey_of_colours(path, apply_color_lut(integers, found)), remark="it has a palette of colours")
@@ -370,22 +356,18 @@ def _as_hu(found, stored, reading, scale, stated):
     believed = stated and looks is None and (intercept != 0 or _may_be_inside(hu, padding))
     if not (looks or believed):
         return None, why
-    return fill_padding(hu, padding), why if intercept == 0 else _cut_off(found, stored, values)
+    if intercept != 0:
+        cut = (values.astype(stored.dtype) != stored).any()
+        cut = cut and not any(element.tag.group & 0xFF01 == 0x6000 for element in found)  # where overlays lie
+        why = f"bits above the {found.BitsStored} that its header names are set, and were cut off" if cut else ""
+    return fill_padding(hu, padding), why
 
 
 def _may_be_inside(hu, padding):
     """Whether values could be of the inside of a body: some are fat, and they spread."""
-    seen = hu if padding is None else hu[~padding]
-    low, high = np.percentile(seen, (1, 99)) if seen.size else (0, 0)
-    return seen.size < FEW or (low < -30 and high - low > 100)
-
-
-def _cut_off(found, stored, values):
-    """A remark where bits above those that the header names are set, though no overlay is said to lie there."""
-    signs = values.astype(stored.dtype) if stored.dtype.kind != "f" else stored
-    if (signs == stored).all() or any(element.tag.group & 0xFF01 == 0x6000 for element in found):
-        return ""
-    return f"bits above the {found.BitsStored} that its header names are set, and were cut off"
+    measured = hu if padding is None else hu[~padding]
+    low, high = np.percentile(measured, (1, 99)) if measured.size else (0, 0)
+    return measured.size < FEW or (low < -30 and high - low > 100)
 
 
 def _padding(found, stored, values, slope, intercept):

@@ -81,5 +81,5 @@ def check_index(path, slice_index, count):
         return 0
     if not 0 <= slice_index < count:
         raise ReadError(path, f"has slices 0 to {count - 1}. Received: slice_index={slice_index}",
-                        "Mend slice_index in the manifest")
+                        "Correct slice_index in the manifest")
     return int(slice_index)

@@ -160,7 +160,7 @@ def _refuse(path, kind):
 
 
 def _unsupported_tiff(path):
-    """What a TIFF holds that Pillow does not read, "" where it is none or cannot be told."""
+    """What a TIFF holds that Pillow does not read, "" where it is none or damaged."""
     try:
         with open(path, "rb") as file:
             tags = tiff.ImageFileDirectory_v2(file.read(8))

@@ -55,47 +55,44 @@ def assess_hu(values, padding=None, may_be_raw=True):
     level = edge_level(values)
     step = max(1, round((values.size / _SAMPLED) ** (1 / values.ndim)))
     part = (slice(None, None, step),) * values.ndim
-    seen = np.asarray(values[part], np.float32)
-    kept = np.isfinite(seen)
+    measured = np.asarray(values[part], np.float32)
+    kept = np.isfinite(measured)
     if padding is not None:
         kept &= ~padding[part]
     if level is not None:
-        kept &= seen != level
-    seen, surrounded = seen[kept], level is not None and VACUUM < level < -900
-    if len(seen) < FEW:
+        kept &= measured != level
+    measured, surrounded = measured[kept], level is not None and VACUUM < level < -900
+    if len(measured) < FEW:
         return True if surrounded else None, ""
-    why = _contradiction(seen, may_be_raw or not surrounded and not (seen < LUNG).mean() > 0.005)
+    why = _contradiction(measured, may_be_raw or not surrounded and not (measured < LUNG).mean() > 0.005)
     if why:
         return False, why
-    if _looks_like_a_body(seen, surrounded) or _looks_like_air_or_lung(seen):
+    middle = np.median(measured)
+    is_lung = -1100 < middle < -600 and (measured > LUNG).mean() < 0.05
+    if -1100 < middle < -900 or is_lung or _looks_like_a_body(measured, surrounded):
         return True, ""
     return None, "they do not spread as those of a body in air do"
 
 
-def _contradiction(seen, may_be_raw):
+def _contradiction(measured, may_be_raw):
     """Why values (N,) cannot be HU, "" where they can; `may_be_raw`: whether bone throughout is a reason."""
-    below, above = (seen < VACUUM).mean(), (seen > METAL).mean()
+    below, above = (measured < VACUUM).mean(), (measured > METAL).mean()
     if max(below, above) > 0.05:
         where = f"below {VACUUM}" if below > above else f"above {METAL}"
         return f"{max(below, above):.0%} of its values lie {where}, where no body has any"
-    air, dense = (seen < LUNG).mean(), (seen > BONE).mean()
+    air, dense = (measured < LUNG).mean(), (measured > BONE).mean()
     if may_be_raw and dense > 0.25 * max(1 - air, 0.04):
         return f"{dense / (1 - air):.0%} of its values but air lie above {BONE}, as if 1024 had been added"
-    if (seen > LUNG).mean() < 0.001 and (seen > -850).mean() > 0.2 and (seen < -960).mean() > 0.05:
-        return f"none of its values is denser than lung ({seen.min():.0f} to {seen.max():.0f})"
+    if (measured > LUNG).mean() < 0.001 and (measured > -850).mean() > 0.2 and (measured < -960).mean() > 0.05:
+        return f"none of its values is denser than lung ({measured.min():.0f} to {measured.max():.0f})"
     return ""
 
 
-def _looks_like_a_body(seen, surrounded):
+def _looks_like_a_body(measured, surrounded):
     """Whether there is soft tissue, air or lung, and as much between them as between these two."""
-    tissue = ((seen > -250) & (seen < 350)).mean()
-    is_air = surrounded or (seen < LUNG).mean() > 0.01
-    return is_air and tissue > 0.01 and seen.max() - (-1000 if surrounded else seen.min()) > REACH / 2
-
-
-def _looks_like_air_or_lung(seen):
-    middle = np.median(seen)
-    return -1100 < middle < -900 or (-1100 < middle < -600 and (seen > LUNG).mean() < 0.05)
+    tissue = ((measured > -250) & (measured < 350)).mean()
+    is_air = surrounded or (measured < LUNG).mean() > 0.01
+    return is_air and tissue > 0.01 and measured.max() - (-1000 if surrounded else measured.min()) > REACH / 2
 
 
 def edge_level(values):
@@ -142,23 +139,23 @@ def to_bytes(values, padding=None):
         outside |= padding
     if values.ndim == 2:
         outside |= _detached(values, outside)
-    seen = values[~outside]
-    if not len(seen):
+    measured = values[~outside]
+    if not len(measured):
         return np.zeros(values.shape, np.uint8)
-    low, high = np.percentile(_without_marks(seen), (0.1, 99.9))
+    low, high = np.percentile(_without_marks(measured), (0.1, 99.9))
     if high <= low:  # nearly constant: what little there is must not vanish
-        low, high = seen.min(), max(seen.max(), seen.min() + 1)
+        low, high = measured.min(), max(measured.max(), measured.min() + 1)
     scaled = np.rint(np.clip((np.where(outside, low, values) - low) / (high - low), 0, 1) * 255)
     return scaled.astype(np.uint8)
 
 
-def _without_marks(seen):
+def _without_marks(measured):
     """Values (N,) without one that is repeated at either end, far from all others: letters burnt into the picture."""
-    for end in (seen.max(), seen.min()):
-        rest = seen[seen != end]
-        if len(rest) > max(FEW, 0.9 * len(seen)) and _is_far(end, rest, 1):
-            seen = rest
-    return seen
+    for end in (measured.max(), measured.min()):
+        rest = measured[measured != end]
+        if len(rest) > max(FEW, 0.9 * len(measured)) and _is_far(end, rest, 1):
+            measured = rest
+    return measured
 
 
 def _detached(values, outside):
@@ -186,7 +183,7 @@ def square_pixels(path, values, spacing):
     height, width = (max(1, round(n * mm / fine)) for n, mm in zip(values.shape, spacing, strict=True))
     if height * width > MAX_PIXELS:
         raise ReadError(path, f"its pixels are {spacing[0]:g} x {spacing[1]:g} mm: resampled to squares they are too "
-                        "many", "Mend PixelSpacing, or resample it")
+                        "many", "Correct PixelSpacing, or resample it")
     is_mask = values.dtype == bool
     image = Image.fromarray(values.view(np.uint8) if is_mask else values)
     image = image.resize((width, height), Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR)

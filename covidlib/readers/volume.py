@@ -155,8 +155,9 @@ def one_series(path):
         raise ReadError(where, f"holds {len(series)} series", "Keep one series in a folder")
     problems += series[0].problems if series else []
     if problems:
-        more = f" (and {len(problems) - 1} more files are unfit)" if len(problems) > 1 else ""
-        raise ReadError(problems[0].path, problems[0].reason + more, problems[0].hint)
+        first, *others = problems
+        more = f" (and {len(others)} more files are unfit)" if others else ""
+        raise ReadError(first.path, first.reason + more, first.hint)
     return series[0]
 
 

@@ -3,22 +3,17 @@
 import gzip
 import io
 import struct
+import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    RLELossless,
-)
+from pydicom import uid
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bodies import image_bytes, write_dicom  # noqa: E402
 
 SIDE = 48
 
@@ -39,20 +34,15 @@ def _pictures(grey, wide):
     image, colour = Image.fromarray(grey), Image.fromarray(np.stack([grey] * 3, -1))
     pages = [Image.fromarray(page) for page in wide]
     return {
-        "grey.png": _save(image, "png"), "palette.png": _save(image.convert("P"), "png", transparency=0),
-        "rgba.png": _save(colour.convert("RGBA"), "png"), "wide.png": _save(pages[0], "png"),
-        "grey.jpg": _save(image, "jpeg"), "progressive.jpg": _save(colour, "jpeg", progressive=True),
-        "cmyk.jpg": _save(colour.convert("CMYK"), "jpeg"), "wide.tif": _save(pages[0], "tiff"),
-        "pages.tif": _save(pages[0], "tiff", save_all=True, append_images=pages[1:], compression="tiff_lzw"),
-        "deflate.tif": _save(colour, "tiff", compression="tiff_adobe_deflate"),
-        "jpeg.tif": _save(colour, "tiff", compression="jpeg"), "float.tif": _save(pages[0].convert("F"), "tiff"),
+        "grey.png": image_bytes(image, "png"), "palette.png": image_bytes(image.convert("P"), "png", transparency=0),
+        "rgba.png": image_bytes(colour.convert("RGBA"), "png"), "wide.png": image_bytes(pages[0], "png"),
+        "grey.jpg": image_bytes(image, "jpeg"), "progressive.jpg": image_bytes(colour, "jpeg", progressive=True),
+        "cmyk.jpg": image_bytes(colour.convert("CMYK"), "jpeg"), "wide.tif": image_bytes(pages[0], "tiff"),
+        "pages.tif": image_bytes(pages[0], "tiff", save_all=True, append_images=pages[1:], compression="tiff_lzw"),
+        "deflate.tif": image_bytes(colour, "tiff", compression="tiff_adobe_deflate"),
+        "jpeg.tif": image_bytes(colour, "tiff", compression="jpeg"),
+        "float.tif": image_bytes(pages[0].convert("F"), "tiff"),
     }
-
-
-def _save(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def _niftis(wide):
@@ -63,17 +53,17 @@ def _niftis(wide):
 
 def _dicoms(grey, wide):
     lossless = lossless_jpeg(wide[0])
-    rle = pydicom.pixels.get_encoder(RLELossless)
+    rle = pydicom.pixels.get_encoder(uid.RLELossless)
     made = {
-        "explicit.dcm": _dicom(wide[0], ExplicitVRLittleEndian),
-        "implicit.dcm": _dicom(wide[0], ImplicitVRLittleEndian),
-        "deflated.dcm": _dicom(wide[0], DeflatedExplicitVRLittleEndian),
-        "frames.dcm": _dicom(wide, ExplicitVRLittleEndian),
-        "lossless.dcm": _dicom(wide[0], pydicom.uid.JPEGLosslessSV1, [lossless]),
-        "lossless-frames.dcm": _dicom(wide, pydicom.uid.JPEGLosslessSV1, [lossless] * 3),
-        "baseline.dcm": _dicom(grey, JPEGBaseline8Bit, [_save(Image.fromarray(grey), "jpeg")]),
-        "jpeg2000.dcm": _dicom(wide[0], JPEG2000Lossless, [_save(Image.fromarray(wide[0]), "jpeg2000", no_jp2=True)]),
-        "rle.dcm": _dicom(wide[0], RLELossless, [rle.encode(wide[0], rows=SIDE, columns=SIDE, samples_per_pixel=1,
+        "explicit.dcm": _dicom(wide[0], uid.ExplicitVRLittleEndian),
+        "implicit.dcm": _dicom(wide[0], uid.ImplicitVRLittleEndian),
+        "deflated.dcm": _dicom(wide[0], uid.DeflatedExplicitVRLittleEndian),
+        "frames.dcm": _dicom(wide, uid.ExplicitVRLittleEndian),
+        "lossless.dcm": _dicom(wide[0], uid.JPEGLosslessSV1, [lossless]),
+        "lossless-frames.dcm": _dicom(wide, uid.JPEGLosslessSV1, [lossless] * 3),
+        "baseline.dcm": _dicom(grey, uid.JPEGBaseline8Bit, [image_bytes(grey, "jpeg")]),
+        "jpeg2000.dcm": _dicom(wide[0], uid.JPEG2000Lossless, [image_bytes(wide[0], "jpeg2000", no_jp2=True)]),
+        "rle.dcm": _dicom(wide[0], uid.RLELossless, [rle.encode(wide[0], rows=SIDE, columns=SIDE, samples_per_pixel=1,
                           bits_allocated=16, bits_stored=16, pixel_representation=0, number_of_frames=1,
                           photometric_interpretation="MONOCHROME2")]),
     }
@@ -82,26 +72,11 @@ def _dicoms(grey, wide):
 
 
 def _dicom(pixels, syntax, frames=None):
-    header = pydicom.Dataset()
-    header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, "1.2.3"
-    header.Modality, header.ImageType, header.PatientID = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], "A"
-    header.SeriesInstanceUID = "1.2"
-    header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, 5], [1, 0, 0, 0, 1, 0]
-    header.Rows, header.Columns = pixels.shape[-2:]
-    if pixels.ndim == 3:
-        header.NumberOfFrames = len(pixels)
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-    header.BitsAllocated = header.BitsStored = pixels.dtype.itemsize * 8
-    header.HighBit, header.PixelRepresentation = header.BitsStored - 1, 0
-    header.PixelSpacing, header.PixelPaddingValue = [0.7, 0.7], 0
-    header.WindowCenter, header.WindowWidth = [-600, 40], [1500, 400]
-    header.RescaleSlope, header.RescaleIntercept = 1, -1024
-    header.PixelData = encapsulate(frames) if frames else pixels.tobytes()
-    header["PixelData"].VR = "OB" if frames else "OW"
-    header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = syntax
     buffer = io.BytesIO()
-    header.save_as(buffer, enforce_file_format=True)
+    write_dicom(buffer, pixels, syntax=syntax, frames=frames, SOPInstanceUID="1.2.3", SeriesInstanceUID="1.2",
+                ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], PatientID="A", ImagePositionPatient=[0, 0, 5],
+                ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[0.7, 0.7], PixelPaddingValue=("US", 0),
+                WindowCenter=[-600, 40], WindowWidth=[1500, 400])
     return buffer.getvalue()
 
 

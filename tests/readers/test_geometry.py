@@ -3,7 +3,7 @@
 import numpy as np
 import pydicom
 import pytest
-from bodies import RAW_LUNG, chest, enhanced, write_dicom
+from bodies import RAW_LUNG, change_dicom, chest, enhanced, with_tags, write_dicom, write_series
 
 from covidlib import datasets, readers
 from covidlib.predict import predict, scans
@@ -20,11 +20,7 @@ def bare(height):
 
 
 def series(folder, heights, axes=(1, 0, 0, 0, 1, 0), normal=(0, 0, 1), stored=RAW, **tags):
-    folder.mkdir(parents=True, exist_ok=True)
-    uid = pydicom.uid.generate_uid()
-    for n, height in enumerate(heights):
-        write_dicom(folder / f"{n:03}.dcm", stored, SeriesInstanceUID=uid, ImageOrientationPatient=list(axes),
-                    ImagePositionPatient=[height * part for part in normal], **tags)
+    write_series(folder, heights, axes, normal, stored, **tags)
     return folder
 
 
@@ -94,8 +90,7 @@ def test_parts_of_a_scan_in_several_files_are_put_together(tmp_path):
 
 def test_patients_who_share_a_series_uid_stay_two(tmp_path):
     for name in "ab":
-        write_dicom(tmp_path / f"{name}.dcm", RAW, SeriesInstanceUID="1.2.3", PatientID=name,
-                    ImagePositionPatient=[0, 0, 0], ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+        series(tmp_path / name, [0], uid="1.2.3", PatientID=name)
     found, problems = scans.find(tmp_path)
     assert len(found) == 2 and not problems
 
@@ -114,13 +109,10 @@ def test_a_mask_as_it_was_drawn_fits_pixels_made_square(tmp_path):
 def test_slices_of_one_scan_are_seen_each_as_it_is(tmp_path):
     """A head has more bone than a chest, which is no reason to doubt its header; grey among HU is seen as grey."""
     head = np.where(np.indices((64, 64))[1] > 30, 900, -1000) + np.random.default_rng(0).normal(0, 9, (64, 64))
-    series(tmp_path / "a", [0], stored=RAW)
     series(tmp_path / "b", [0], stored=(head + 1024).astype(np.uint16))
     assert readers.read_hu(tmp_path / "b" / "000.dcm").max() > 900
-    mixed = series(tmp_path / "c", [0, 5], stored=RAW)
-    uid = pydicom.dcmread(mixed / "000.dcm").SeriesInstanceUID
-    write_dicom(mixed / "001.dcm", RAW, intercept=0, SeriesInstanceUID=uid, ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-                ImagePositionPatient=[0, 0, 5])
+    mixed = series(tmp_path / "c", [0, 5])
+    change_dicom(mixed / "001.dcm", RescaleIntercept=0)
     scan = scans.find(mixed)[0][0]
     assert scan.is_hu and scan.picture(0).shape == scan.picture(1).shape == (64, 64)
     assert scan.quality_warnings(0) == [] and "reach from 0 to 65535" in scan.quality_warnings(1)[0]
@@ -146,10 +138,7 @@ def test_an_aspect_is_no_length(tmp_path):
 
 def test_a_frame_in_another_plane_is_told(tmp_path):
     path = enhanced(tmp_path / "a.dcm", [0, 5, 10], np.stack([RAW] * 3))
-    found = pydicom.dcmread(path)
-    plane = pydicom.Dataset()
-    plane.ImageOrientationPatient = CORONAL
-    found.PerFrameFunctionalGroupsSequence[1].PlaneOrientationSequence = [plane]
-    found.save_as(path)
-    scan = scans.of_file(path)
+    frames = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
+    frames[1].PlaneOrientationSequence = [with_tags(pydicom.Dataset(), ImageOrientationPatient=CORONAL)]
+    scan = scans.of_file(change_dicom(path, PerFrameFunctionalGroupsSequence=frames))
     assert len(scan) == 2 and "lies in another plane" in scan.notes[0]

@@ -2,10 +2,9 @@
 
 import struct
 
-import nibabel
 import numpy as np
 import pytest
-from bodies import LUNG, TISSUE, chest, outside_circle
+from bodies import LUNG, TISSUE, chest, outside_circle, write_nifti
 
 from covidlib import readers
 from covidlib.preprocessing import lungs, quality
@@ -17,8 +16,7 @@ HU = np.stack([chest(seed=n) for n in range(4)])
 
 def write(path, upright, dtype=np.int16, edit=None, size=(0.7, 0.7, 5)):
     """A volume (D, H, W), feet first and as it is shown, stored to the patient's right, front and head."""
-    stored = np.ascontiguousarray(upright[:, ::-1, ::-1].transpose(2, 1, 0)).astype(dtype)
-    nibabel.save(nibabel.Nifti1Image(stored, np.diag([*size, 1.0]), dtype=dtype), path)
+    write_nifti(path, upright[:, ::-1, ::-1].transpose(2, 1, 0).astype(dtype), size=size)
     if edit:
         data = bytearray(path.read_bytes())
         edit(data)

@@ -88,14 +88,9 @@ def test_orientation_tags_are_followed(tmp_path, turn, name):
     stored = Image.fromarray(marked).transpose(TURNS[turn])
     if name == "wide.png":
         stored = Image.fromarray(np.asarray(stored).astype(np.uint16) * 16)
-        stored.save(tmp_path / name, exif=exif)
-    elif name == "a.tif":
-        stored.save(tmp_path / name, tiffinfo={0x0112: turn})
-    else:
-        stored.save(tmp_path / name, exif=exif, quality=100)
-    expected = readers.apply_window(marked.astype(float) * 16, (2048, 4096)) if name == "wide.png" else marked
+    stored.save(tmp_path / name, exif=exif, **({"quality": 100} if name == "a.jpg" else {}))
     seen = readers.read_slice(tmp_path / name).astype(float)
-    assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.999
+    assert np.corrcoef(seen.ravel(), marked.ravel())[0, 1] > 0.999
 
 
 def test_masks_of_any_colour_and_depth(tmp_path):
