@@ -8,7 +8,14 @@ import pydicom
 from PIL import Image
 from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.pixels import get_encoder
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 LUNG, TISSUE, CORNER = (52, 28), (48, 48), (1, 1)
 RAW_LUNG = 600  # stored values below are air or lung, where 1024 is added
@@ -103,6 +110,14 @@ def jpeg2000(values, precision, signed):
     stream = bytearray(image_bytes(moved.astype(np.uint16), "jpeg2000", no_jp2=True))
     stream[stream.index(b"\xff\x51") + 40] = (precision - 1) | (128 if signed else 0)
     return bytes(stream)
+
+
+def run_lengths(stored):
+    """A frame of 16 bits, (H, W), compressed as RLE Lossless."""
+    return get_encoder(RLELossless).encode(
+        stored, rows=stored.shape[0], columns=stored.shape[1], samples_per_pixel=1, bits_allocated=16, bits_stored=16,
+        number_of_frames=1, pixel_representation=int(stored.dtype.kind == "i"),
+        photometric_interpretation="MONOCHROME2")
 
 
 def image_bytes(image, kind, **options):

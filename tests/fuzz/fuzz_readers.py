@@ -35,7 +35,7 @@ def mutate(data, rng, others):
     """Bytes with one to four kinds of damage; what is deflated is also damaged inside."""
     if rng.random() < 0.5:
         if data.startswith(b"\x1f\x8b"):
-            return gzip.compress(_damage(gzip.decompress(data), rng, others), 1)
+            return gzip.compress(_damage(gzip.decompress(data), rng, others), 1, mtime=0)
         if data[128:132] == b"DICM" and b"1.2.840.10008.1.2.1.99" in data[:400]:
             start = 144 + int.from_bytes(data[140:144], "little")
             packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
@@ -95,13 +95,10 @@ def work(channel):
 def _read_all(readers, volume, path):
     """(traceback of what no reader may raise, or None; whether a slice could be read)"""
     read = False
-
-    def last():
-        return max(0, readers.count_slices(path) - 1)
-
-    for call in (lambda: readers.sniff(path), last, lambda: readers.read_slice(path),
-                 lambda: readers.read_slice(path, last()),
+    for call in (lambda: readers.sniff(path), lambda: readers.read_slice(path),
+                 lambda: readers.read_slice(path, max(0, readers.count_slices(path) - 1)),
                  lambda: readers.read_slice(path, window=None), lambda: readers.read_hu(path),
+                 lambda: readers.read_mask(path),
                  lambda: [(one.axial, one.spacing) for one in volume.group_series([path])[0]]):
         try:
             read |= isinstance(call(), np.ndarray)
@@ -157,7 +154,7 @@ class Worker:
 def run(files, seed, keep, real=None, report=print):
     """Counts, the slowest file, the largest growth and findings of `files` damaged files, as a dict."""
     keep = Path(keep)
-    worker, counts, findings, slowest, largest = Worker(), Counter(), [], (0.0, ""), (0, "")
+    worker, counts, findings, results = Worker(), Counter(), [], []
     with tempfile.TemporaryDirectory() as folder:
         sound = {path: path.read_bytes() for path in seeds.make(Path(folder), real)}
         paths, others = list(sound), list(sound.values())
@@ -171,14 +168,11 @@ def run(files, seed, keep, real=None, report=print):
             if result["seconds"] > SECONDS:  # a busy machine does not hang twice
                 counts["read_again"] += 1
                 result = worker.read(str(damaged))
-            fault = result["fault"]
-            if fault is None and result["seconds"] > SECONDS:
-                fault = f"hang: {result['seconds']:.1f} s"
-            if fault is None and result["growth"] > GROWTH:
-                fault = f"memory: {result['growth'] >> 20} MiB"
+            slow, large = result["seconds"] > SECONDS, result["growth"] > GROWTH
+            fault = result["fault"] or (f"hang: {result['seconds']:.1f} s" if slow else
+                                        f"memory: {result['growth'] >> 20} MiB" if large else None)
             counts["read" if result["read"] else "refused"] += 1
-            slowest = max(slowest, (result["seconds"], f"{n} {origin.name}"))
-            largest = max(largest, (result["growth"], f"{n} {origin.name}"))
+            results.append((result["seconds"], result["growth"], f"{n} {origin.name}"))
             if fault:
                 keep.mkdir(parents=True, exist_ok=True)
                 kept = keep / f"{seed}-{n}-{origin.name}"
@@ -188,8 +182,9 @@ def run(files, seed, keep, real=None, report=print):
             if (n + 1) % 1000 == 0:
                 report(f"{n + 1} files, {len(findings)} findings", flush=True)
     worker.stop()
-    return {"files": files, "seed": seed, **counts, "slowest_s": round(slowest[0], 2), "slowest": slowest[1],
-            "largest_growth_mib": largest[0] >> 20, "largest": largest[1], "findings": findings}
+    slowest, largest = max(results), max(results, key=lambda result: result[1])
+    return {"files": files, "seed": seed, **counts, "slowest_s": round(slowest[0], 2), "slowest": slowest[2],
+            "largest_growth_mib": largest[1] >> 20, "largest": largest[2], "findings": findings}
 
 
 def main():

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pydicom
 from PIL import Image
 from pydicom import uid
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bodies import image_bytes, write_dicom  # noqa: E402
+from bodies import image_bytes, run_lengths, write_dicom  # noqa: E402
 
 SIDE = 48
 
@@ -48,12 +47,11 @@ def _pictures(grey, wide):
 def _niftis(wide):
     first = nibabel.Nifti1Image(wide.astype(np.int16).T - 1000, np.diag([-0.7, -0.7, 2, 1])).to_bytes()
     second = nibabel.Nifti2Image(wide.astype(np.float64).T - 1000, np.diag([0.7, 0.7, 2, 1])).to_bytes()
-    return {"first.nii": first, "second.nii": second, "first.nii.gz": gzip.compress(first)}
+    return {"first.nii": first, "second.nii": second, "first.nii.gz": gzip.compress(first, mtime=0)}
 
 
 def _dicoms(grey, wide):
     lossless = lossless_jpeg(wide[0])
-    rle = pydicom.pixels.get_encoder(uid.RLELossless)
     made = {
         "explicit.dcm": _dicom(wide[0], uid.ExplicitVRLittleEndian),
         "implicit.dcm": _dicom(wide[0], uid.ImplicitVRLittleEndian),
@@ -63,9 +61,7 @@ def _dicoms(grey, wide):
         "lossless-frames.dcm": _dicom(wide, uid.JPEGLosslessSV1, [lossless] * 3),
         "baseline.dcm": _dicom(grey, uid.JPEGBaseline8Bit, [image_bytes(grey, "jpeg")]),
         "jpeg2000.dcm": _dicom(wide[0], uid.JPEG2000Lossless, [image_bytes(wide[0], "jpeg2000", no_jp2=True)]),
-        "rle.dcm": _dicom(wide[0], uid.RLELossless, [rle.encode(wide[0], rows=SIDE, columns=SIDE, samples_per_pixel=1,
-                          bits_allocated=16, bits_stored=16, pixel_representation=0, number_of_frames=1,
-                          photometric_interpretation="MONOCHROME2")]),
+        "rle.dcm": _dicom(wide[0], uid.RLELossless, [run_lengths(wide[0])]),
     }
     made["bare"] = made["implicit.dcm"][132:]
     return made
