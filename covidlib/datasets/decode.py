@@ -242,7 +242,7 @@ def _read(path, index, mask):
     body, lung = lungs.segment(picture)
     if mask is None:
         return found.remark, picture, body, lung
-    known = lungs.read_mask(mask, index)
+    known = readers.read_mask(mask, index)
     if known.shape == found.stored != picture.shape:  # drawn before pixels were made square
         known = np.asarray(Image.fromarray(known).resize(picture.shape[::-1], Image.Resampling.NEAREST))
     if known.shape != picture.shape:

@@ -75,7 +75,7 @@ def _spheres(starts, ends, radii, rng, reach):
 def _tree(rng, side, values, hilum, reach):
     """A tree from the hilum that fills one lung: its leaves are halved across a random direction, branch by branch.
 
-    Returns the spheres of the vessels and of the bronchi beside their first generations.
+    Returns the spheres of the vessels and of the bronchi along their first generations.
     """
     leaves = 2**GENERATIONS
     z = rng.uniform(-40, 225, leaves)

@@ -6,30 +6,16 @@ says that values come from "a range" and gives none: the ranges of `PAPER` are t
 """
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import namedtuple
 
 import numpy as np
 from scipy import ndimage
 from skimage import color
 
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation of §2.1. `default` is the range of `PAPER`; for flips the probability of flipping.
-
-    A "geometric" function gives the 2x2 matrix that maps the output's (row, column) to the input's about the
-    image centre; "translation" moves and has none. A "colour" function maps a float32 image and a value to
-    an image. `size` is the number of values drawn.
-    """
-
-    name: str
-    family: str
-    unit: str
-    identity: float
-    default: object
-    function: Callable | None
-    size: int = 1
+# One operation of §2.1. default: its range in PAPER, for flips the probability; size: number of values drawn.
+# function: value -> the 2x2 matrix that maps the output's (row, column) to the input's about the image centre (family
+# "geometric", none for translation), or (float32 image, value) -> image (family "colour")
+Operation = namedtuple("Operation", "name family unit identity default function size", defaults=(1,))
 
 
 def _rotation(degrees):
@@ -46,46 +32,39 @@ def _contrast(image, factor):
 
 
 def _saturation(image, factor):
-    if not _is_rgb(image):
-        return image
     grey = (image @ np.array([0.299, 0.587, 0.114], image.dtype))[..., None]
     return grey + factor * (image - grey)
 
 
 def _hue(image, degrees):
-    if not _is_rgb(image):
-        return image
     hsv = color.rgb2hsv(image / 255)
     hsv[..., 0] = (hsv[..., 0] + degrees / 360) % 1
     return 255 * color.hsv2rgb(hsv)
 
 
-def _is_rgb(image):
-    return image.ndim == 3 and image.shape[-1] == 3
+def _on_rgb(function):
+    """A colour function that leaves grey images, (H, W) and (H, W, 1), as they are."""
+    return lambda image, value: function(image, value) if image.shape[2:] == (3,) else image
 
 
-OPERATIONS = {
-    operation.name: operation
-    for operation in (
-        Operation("horizontal_flip", "geometric", "", 0, 0.5, lambda flip: np.diag([1.0, -1.0 if flip else 1.0])),
-        Operation("vertical_flip", "geometric", "", 0, 0.5, lambda flip: np.diag([-1.0 if flip else 1.0, 1.0])),
-        Operation("rotation", "geometric", "degrees", 0, (-15.0, 15.0), _rotation),
-        Operation("shear", "geometric", "degrees", 0, (-10.0, 10.0), _shear),
-        Operation("translation", "geometric", "of the side", 0, (-0.1, 0.1), None, size=2),
-        Operation("scale", "geometric", "times", 1, (0.9, 1.1), lambda factor: np.eye(2) / factor),
-        Operation("brightness", "colour", "of white", 0, (-0.1, 0.1), lambda image, value: image + 255 * value),
-        Operation("contrast", "colour", "times", 1, (0.8, 1.2), _contrast),
-        Operation("saturation", "colour", "times", 1, (0.7, 1.3), _saturation),
-        Operation("hue", "colour", "degrees", 0, (-18.0, 18.0), _hue),
-    )
-}
+OPERATIONS = {operation.name: operation for operation in (
+    Operation("horizontal_flip", "geometric", "", 0, 0.5, lambda flip: np.diag([1.0, -1.0 if flip else 1.0])),
+    Operation("vertical_flip", "geometric", "", 0, 0.5, lambda flip: np.diag([-1.0 if flip else 1.0, 1.0])),
+    Operation("rotation", "geometric", "degrees", 0, (-15.0, 15.0), _rotation),
+    Operation("shear", "geometric", "degrees", 0, (-10.0, 10.0), _shear),
+    Operation("translation", "geometric", "of the side", 0, (-0.1, 0.1), None, size=2),
+    Operation("scale", "geometric", "times", 1, (0.9, 1.1), lambda factor: np.eye(2) / factor),
+    Operation("brightness", "colour", "of white", 0, (-0.1, 0.1), lambda image, value: image + 255 * value),
+    Operation("contrast", "colour", "times", 1, (0.8, 1.2), _contrast),
+    Operation("saturation", "colour", "times", 1, (0.7, 1.3), _on_rgb(_saturation)),
+    Operation("hue", "colour", "degrees", 0, (-18.0, 18.0), _on_rgb(_hue)),
+)}
 PAPER = {name: operation.default for name, operation in OPERATIONS.items()}
 MILD = {
     "horizontal_flip": 0.5, "rotation": (-8.0, 8.0), "translation": (-0.05, 0.05), "scale": (0.92, 1.08),
     "brightness": (-0.05, 0.05), "contrast": (0.9, 1.1),
 }
-NONE = {}
-SETS = {"paper": PAPER, "mild": MILD, "none": NONE}
+SETS = {"paper": PAPER, "mild": MILD, "none": {}}
 
 
 def apply(name, image, value):
@@ -105,10 +84,10 @@ def apply(name, image, value):
 class Augmenter:
     """Draws a value for every operation of `operations` and applies them all.
 
-    `operations` maps names of `OPERATIONS` to a range (low, high), or to a probability for flips; it may be
-    the name of one of `SETS`: "paper", "mild" (no vertical flip, small ranges) or "none". The result is a
-    function of (`seed`, epoch, index) and nothing else. Geometric operations are composed in the order of
-    `OPERATIONS`, translation last, to one warp, so that an image is interpolated once.
+    `operations` maps names of `OPERATIONS` to a range (low, high), or to a probability for flips; it may be the name of
+    one of `SETS`: "paper", "mild" (no vertical flip, small ranges) or "none". The result is a function of (`seed`,
+    epoch, index) alone. Geometric operations are composed in the order of `OPERATIONS`, translation last, to one warp,
+    so that an image is interpolated once.
     """
 
     def __init__(self, operations=PAPER, seed=0):
@@ -128,11 +107,9 @@ class Augmenter:
         for name, operation in OPERATIONS.items():
             share = rng.random(operation.size)
             limits = self.operations.get(name)
-            if limits is None:
-                continue
-            if name.endswith("_flip"):
+            if name.endswith("_flip") and limits is not None:
                 values[name] = bool(share[0] < limits)
-            else:
+            elif limits is not None:
                 drawn = limits[0] + share * (limits[1] - limits[0])
                 values[name] = float(drawn[0]) if operation.size == 1 else tuple(drawn.tolist())
         return values
@@ -176,8 +153,7 @@ def _warp(image, values):
 
 def _check_name(name):
     if name not in OPERATIONS:
-        near = difflib.get_close_matches(name, OPERATIONS, 1, 0.0)[0]
-        known = ", ".join(OPERATIONS)
+        near, known = difflib.get_close_matches(name, OPERATIONS, 1, 0.0)[0], ", ".join(OPERATIONS)
         raise ValueError(f"unknown operation, did you mean {near!r}? Known: {known}. Received: {name!r}")
 
 

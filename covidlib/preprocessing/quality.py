@@ -1,25 +1,27 @@
-"""Reasons to doubt that a picture is of the kind that a network was trained on: a network answers whatever it is shown.
+"""Warnings that a picture differs from the slices a network was trained on: a network answers whatever it is given.
 
-These are warnings and no gate: a picture without any may still be unlike the training data in what nobody measured.
+A picture without warnings may still differ in something that is not measured.
 """
 
 import numpy as np
+from PIL import Image
 
 LEAST_LUNG = 0.05  # share of the body's cross-section
 COLOURED = 24  # difference between channels, of 255, from which a pixel has a colour
 SOFT = 0.6  # of white: soft tissue in the lung window is brighter
 SPREAD = (0.5, 99.5)  # percentiles of the training slices that are usual
 MARGIN = 0.1  # of their range, on either side
-FEATURES = {"brightness": "the lungs and what is between them are {} than in its training slices",
-            "contrast": "grey values vary {} than in its training slices",
-            "detail": "it is {} than its training slices",
-            "filled": "the lungs fill {} of the picture than in its training slices"}
-WORDS = {"brightness": ("darker", "brighter"), "contrast": ("less", "more"), "detail": ("more blurred", "more grainy"),
-         "filled": ("less", "more")}
+# sentence about a slice outside the usual range, and its word for less and for more
+FEATURES = {
+    "brightness": ("the lungs and what is between them are {} than in its training slices", "darker", "brighter"),
+    "contrast": ("grey values vary {} than in its training slices", "less", "more"),
+    "detail": ("it is {} than its training slices", "more blurred", "more grainy"),
+    "filled": ("the lungs fill {} of the picture than in its training slices", "less", "more"),
+}
 
 
 def features(image):
-    """What is measured of a slice as a network sees it, uint8 (S, S): name -> number; NaN where all is black."""
+    """Features of a network's input, uint8 (S, S): name -> number; NaN where all is black."""
     image = np.asarray(image, np.float32)
     inside = image > 8
     if inside.sum() < 2:
@@ -31,33 +33,20 @@ def features(image):
 
 def feature_ranges(images):
     """The usual range of every feature, name -> [low, high], over training slices uint8 (N, S, S)."""
-    found = [features(image) for image in images]
-    ranges = {}
+    found, ranges = [features(image) for image in images], {}
     for name in FEATURES:
         low, high = np.nanpercentile([one[name] for one in found], SPREAD)
         ranges[name] = [float(low - MARGIN * (high - low)), float(high + MARGIN * (high - low))]
     return ranges
 
 
-def file_warnings(path, index=0):
-    """Warnings about a file and the values of its slice `index`, which is read: a list of sentences."""
-    from covidlib import readers
-
-    try:
-        return [*value_warnings(readers.read(path, index).remark), *colour_warnings(path)]
-    except (OSError, ValueError):
-        return []
-
-
 def value_warnings(remark):
-    """Warnings about values of which ct.Slice has a `remark`."""
+    """Warnings about the values of a slice, given the `remark` of its readers.Slice: a list of sentences."""
     return [f"its values are doubtful: {remark}."] if remark else []
 
 
 def colour_warnings(path):
     """Warnings about the colours of a picture: a list of sentences."""
-    from PIL import Image
-
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
@@ -66,17 +55,16 @@ def colour_warnings(path):
             small.thumbnail((256, 256))
     except (OSError, ValueError, Image.DecompressionBombError):
         return []
-    values = np.asarray(small).astype(int)
-    coloured = (np.ptp(values, axis=2) > COLOURED).mean()
+    coloured = (np.ptp(np.asarray(small), axis=2) > COLOURED).mean()
     return [f"{coloured:.0%} of its pixels are coloured: CT slices are grey. Marks and captions mislead a network."
             ] if coloured > 0.005 else []
 
 
-def slice_warnings(picture, lungs, body, seen, usual=None):
+def slice_warnings(picture, lungs, body, prepared, usual=None):
     """Warnings about a slice: a list of sentences, the gravest first.
 
-    picture: uint8 (H, W) as a network's preparation gets it; lungs, body: bool (H, W) of lungs.segment; seen:
-    uint8 (S, S); usual: `typical` of the network's training slices, None where it is not known.
+    picture: uint8 (H, W), the slice before its preparation; lungs, body: bool (H, W) of lungs.segment; prepared: the
+    network's input, uint8 (S, S); usual: `feature_ranges` of its training slices, None where they are not known.
     """
     found = []
     if not body.any():
@@ -87,12 +75,13 @@ def slice_warnings(picture, lungs, body, seen, usual=None):
         rest = picture[body & ~lungs]
         if picture[lungs].mean() < 8 and len(rest) and np.median(rest) < 255 * SOFT:
             found.append("the lungs are black: it seems to be a soft tissue window, in which lung disease is not seen.")
-    if min(picture.shape) < len(seen):
-        found.append(f"it has {picture.shape[1]} x {picture.shape[0]} pixels, fewer than the {len(seen)} x "
-                     f"{len(seen)} that the network looks at.")
+    if min(picture.shape) < len(prepared):
+        found.append(f"it has {picture.shape[1]} x {picture.shape[0]} pixels, fewer than the {len(prepared)} x "
+                     f"{len(prepared)} that the network takes.")
     if usual and not found:
-        own = features(seen)
+        own = features(prepared)
         for name, (low, high) in usual.items():
+            sentence, less, more = FEATURES[name]
             if own[name] < low or own[name] > high:
-                found.append(FEATURES[name].format(WORDS[name][int(own[name] > high)]) + ".")
+                found.append(sentence.format(more if own[name] > high else less) + ".")
     return found

@@ -1,9 +1,9 @@
 """Images per second (§3.3), measured so that networks can be compared on a noisy machine.
 
-The paper gives frames per second without saying how they were taken, so the harness is part of the result here:
+The paper does not say how its frames per second were measured, so the harness is part of the result here:
 `predict loop` calls `model.predict(x, verbose=0)` once per batch, as a script would; `compiled call` runs the network
-as one compiled function; `exported` runs it without Keras, see `export`. `+ decode` adds reading, harmonising and
-resizing of the image file. What is compared takes turns, see `timing`.
+as one compiled function; `exported` runs it without Keras, see `export`. `+ decode` adds reading the image file and
+cropping it to the lungs. What is compared takes turns, see `timing`.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from covidlib.speed import timing
 from covidlib.utils import provenance
 
 LOOP, COMPILED, EXPORTED, DECODE = "predict loop", "compiled call", "exported", " + decode"
-Case = namedtuple("Case", "variant harness precision image_size batch threads device")  # what one row is about
+Case = namedtuple("Case", "variant harness precision image_size batch threads device")
 COLUMNS = [*Case._fields, "median_fps", "q1", "q3", "n"]
 
 
@@ -60,11 +60,10 @@ def compiled(model):
 
 
 def keras_cases(variant, model, precision, batches=(1,), paths=(), device="cpu:0") -> dict:
-    """Case -> a function that does one call of it: `model` in the predict loop and as a compiled call.
+    """Case -> a function that does one call of it: `model` in the predict loop and as a compiled call, on all threads.
 
-    Build the model on the device it is timed on: `with keras.device(device): ...`. precision: the one it was built in.
-    paths: image files for the compiled call with decoding, one slice at a time, which is left out where there are none.
-    Threads are those of the framework, which are fixed when its process starts: all.
+    Build the model on the device it is timed on, `with keras.device(device): ...`, in `precision`. paths: image files
+    for the compiled call with decoding, one slice at a time, which is left out where there are none.
     """
     import keras
 
@@ -89,7 +88,7 @@ def keras_cases(variant, model, precision, batches=(1,), paths=(), device="cpu:0
 
 
 def exported_precisions() -> tuple[str, ...]:
-    """Those available here: bfloat16 only where OpenVINO says that the processor computes in it."""
+    """Precisions available here: bfloat16 only where OpenVINO says that the processor computes in it."""
     from covidlib.speed import export
 
     able = "BF16" in export.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -99,7 +98,7 @@ def exported_precisions() -> tuple[str, ...]:
 def exported_cases(folder, precisions, batches=(1,), paths=()) -> dict:
     """Case -> a function that does one call of it: an exported network in each precision, on the processor.
 
-    Every batch with all threads, one slice with all, half, a quarter ... of them and with one, and with decoding.
+    Every batch with all threads; one slice with half, a quarter ... of them down to one, and with decoding.
     """
     from covidlib.speed import export
 
@@ -116,9 +115,8 @@ def exported_cases(folder, precisions, batches=(1,), paths=()) -> dict:
 
 
 def measure(cases, repeats, least=0.05, clock=time.perf_counter, progress=None) -> dict:
-    """Case -> seconds per image in each round, float (repeats,).
+    """Case -> seconds per image in each round, float (repeats,); a short call is repeated for about `least` seconds.
 
-    A call that is shorter than `least` seconds is made so often that a sample lasts about as long.
     cases: of `keras_cases` and `exported_cases`; they take turns, in a new random order every round.
     """
     tasks, images = {}, {}
@@ -153,10 +151,7 @@ def ratios(seconds, variant, baseline):
 
 
 def first_calls(model, frames) -> np.ndarray:
-    """Seconds of each of the first `frames` calls of a predict loop that nothing was done with before, float (frames,).
-
-    The first of them traces and compiles.
-    """
+    """Seconds of each of the first `frames` calls of a new predict loop, float (frames,); the first one compiles."""
     import keras
 
     fresh, image, ends = keras.Model(model.inputs, model.outputs[0]), _noise(1, model), [time.perf_counter()]
@@ -167,7 +162,7 @@ def first_calls(model, frames) -> np.ndarray:
 
 
 def fading(cold, warm):
-    """Speed of `warm` over `cold` when only the first n frames of `cold` count: DataFrame (frames, ratio, q1, q3).
+    """Speed of `warm` over `cold` when only the first n frames of `cold` are timed: DataFrame (frames, ratio, q1, q3).
 
     cold: float (repeats, frames), of `first_calls`; warm: float (repeats,), seconds per image of the other network.
     """
@@ -179,9 +174,9 @@ def fading(cold, warm):
 
 
 def mistakes(seconds, pairs):
-    """What each mistake makes of one network's speed over another's, beside the same without it.
+    """Speed of one network over another with and without benchmarking errors.
 
-    seconds: of `measure`; pairs: mistake -> (case in front, what it is wrongly compared with, the fair comparison).
+    seconds: of `measure`; pairs: error -> (the faster case, what it is wrongly compared with, the fair comparison).
     DataFrame: mistake, in_front and beside (in what the two differ), apparent and honest ratio with their quartiles.
     """
     import pandas as pd

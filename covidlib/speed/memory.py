@@ -1,4 +1,4 @@
-"""Peak memory of a process that makes one network, or loads an exported one, and classifies one slice with it."""
+"""Peak memory of a process that builds one network, or loads an exported one, and classifies one slice with it."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ def peaks(requests) -> list[dict]:
     """Peak resident memory in MiB of a fresh process for each request, some at a time.
 
     A request is ("keras", variant, image_size, precision) or ("exported", folder, precision). `framework_mib` is the
-    peak before the network is made or loaded, `peak_mib` that at the end. On a GPU this is the host's memory, not the
-    card's. RuntimeError with the process's words if it fails.
+    peak before the network is built or loaded, `peak_mib` that at the end. On a GPU this is the host's memory, not the
+    card's. RuntimeError with the process's error output if it fails.
     """
     with ThreadPoolExecutor(max(1, provenance.threads())) as pool:
         return list(pool.map(_ask, requests))

@@ -1,7 +1,7 @@
-"""Timings that can be compared on a machine that is not quiet. Needs NumPy only.
+"""Timings that can be compared on a noisy machine. Needs NumPy only.
 
-What is compared takes turns within one run, in a new random order every round: a machine that slows down slows
-all sides of a ratio. Quoted are medians and quartiles; a ratio is taken within each round first.
+What is compared takes turns within one run, in a new random order every round: a machine that slows down slows all
+sides of a ratio. Results are medians and quartiles; a ratio is taken within each round first.
 """
 
 import time
@@ -22,12 +22,11 @@ def interleave(tasks, repeats, warmup=1, seed=0, clock=time.perf_counter, progre
     for key in keys:
         for _ in range(warmup):
             tasks[key]()
-    rounds = range(repeats)
-    for turn in progress(rounds) if progress else rounds:
-        for place in np.random.default_rng([seed, turn]).permutation(len(keys)):
+    for turn in (progress or iter)(range(repeats)):
+        for key in (keys[n] for n in np.random.default_rng([seed, turn]).permutation(len(keys))):
             start = clock()
-            tasks[keys[place]]()
-            seconds[keys[place]][turn] = clock() - start
+            tasks[key]()
+            seconds[key][turn] = clock() - start
     return seconds
 
 

@@ -9,7 +9,6 @@ from bodies import CORNER, LUNG, TISSUE, chest, enhanced, jpeg2000, outside_circ
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, SecondaryCaptureImageStorage
 
 from covidlib import readers
-from covidlib.preprocessing import quality
 from covidlib.readers import volume
 from covidlib.readers.errors import ReadError
 
@@ -61,7 +60,7 @@ def test_rle_is_held_against_the_header_too(tmp_path, stored, tags):
 def test_signed_values_declared_unsigned_are_read_and_doubted(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", HU.view(np.uint16), intercept=0)
     np.testing.assert_array_equal(read(path), HU)
-    assert "only as signed numbers of 16 bits are they HU" in quality.file_warnings(path)[0]
+    assert "only as signed numbers of 16 bits are they HU" in readers.read(path).remark
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -99,7 +98,7 @@ def test_what_cannot_be_hu_is_a_picture_with_a_doubt(tmp_path, what, stored, tag
         readers.read_hu(path)
     picture = readers.read_slice(path).astype(int)
     assert picture[TISSUE] > picture[LUNG] + 40, what
-    assert quality.file_warnings(path)[0].startswith("its values are doubtful: ")
+    assert readers.read(path).remark
     if stored.dtype == np.uint8:
         np.testing.assert_array_equal(picture, stored)
 
@@ -109,7 +108,7 @@ def test_what_cannot_be_hu_is_a_picture_with_a_doubt(tmp_path, what, stored, tag
 def test_what_can_be_hu_is(tmp_path, tags):
     path = write_dicom(tmp_path / "a.dcm", RAW, **tags)
     np.testing.assert_array_equal(read(path), HU)
-    assert quality.file_warnings(path) == []
+    assert not readers.read(path).remark
 
 
 @pytest.mark.parametrize("blue", [1, -1])

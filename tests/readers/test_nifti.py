@@ -7,7 +7,6 @@ import pytest
 from bodies import LUNG, TISSUE, chest, outside_circle, write_nifti
 
 from covidlib import readers
-from covidlib.preprocessing import lungs, quality
 from covidlib.readers import volume
 from covidlib.readers.errors import ReadError
 
@@ -62,17 +61,17 @@ def test_what_cannot_be_hu_is_scaled_by_its_own_range(tmp_path, what, stored):
         readers.read_hu(path, 1)
     picture = readers.read_slice(path, 1).astype(int)
     assert picture[TISSUE] > picture[LUNG] + 80, what
-    assert "doubtful" in quality.file_warnings(path, 1)[0]
+    assert readers.read(path, 1).remark
 
 
 def test_a_mask_is_a_mask_though_it_is_constant(tmp_path):
     for values in (np.ones((2, 8, 8)), np.full((2, 8, 8), 3), np.zeros((2, 8, 8))):
         for dtype in (np.uint8, np.int16, np.float32):
-            assert (lungs.read_mask(write(tmp_path / "a.nii", values, dtype), 1) == (values[1] > 0)).all()
+            assert (readers.read_mask(write(tmp_path / "a.nii", values, dtype), 1) == (values[1] > 0)).all()
 
 
 def test_pixels_that_are_not_square(tmp_path):
     path = write(tmp_path / "a.nii", HU[:, ::2], size=(0.7, 1.4, 5))
     assert volume.read_volume(path).shape == (4, 96, 96) and readers.read_slice(path, 2).shape == (96, 96)
     mask = write(tmp_path / "m.nii", HU[:, ::2] < -500, np.uint8, size=(0.7, 1.4, 5))
-    assert lungs.read_mask(mask, 2).shape == (96, 96)
+    assert readers.read_mask(mask, 2).shape == (96, 96)

@@ -10,7 +10,6 @@ from bodies import CORNER, LUNG, TISSUE, chest
 from PIL import Image
 
 from covidlib import readers
-from covidlib.preprocessing import lungs
 from covidlib.readers.errors import ReadError
 
 HU = chest()
@@ -93,10 +92,10 @@ def test_masks_of_any_colour_and_depth(tmp_path):
     labels = np.uint8(drawn) * (1 + np.arange(32, dtype=np.uint8) % 10)
     for n, pixels in enumerate([red, labels, np.uint8(drawn), np.uint16(drawn), np.uint16(drawn) * 500]):
         Image.fromarray(pixels).save(tmp_path / f"{n}.png")
-        np.testing.assert_array_equal(lungs.read_mask(tmp_path / f"{n}.png"), drawn)
+        np.testing.assert_array_equal(readers.read_mask(tmp_path / f"{n}.png"), drawn)
     for value in (1, 255):
         Image.fromarray(np.full((32, 32), value, np.uint8)).save(tmp_path / "all.png")
-        assert lungs.read_mask(tmp_path / "all.png").all()
+        assert readers.read_mask(tmp_path / "all.png").all()
 
 
 @pytest.mark.parametrize("kind, what", [(np.float64, "64-bit floating point"), (np.float16, "16-bit floating point"),
