@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from covidlib.phantom import drawing, lesions
 from covidlib.phantom.anatomy import draw_patient
+from covidlib.phantom.geometry import Slice
 from covidlib.phantom.lesions import CLASSES
 
 VERSION = 9
@@ -38,7 +39,7 @@ def render(label, rng, patient=None, height=None, found=None):
     height = rng.uniform(0, TALLEST) if height is None else height
     patient = patient or draw_patient(rng, [height])
     found = lesions.draw(label, rng, patient, [height]) if found is None else list(found)
-    s = drawing.Slice(patient, height, rng)
+    s = Slice(patient, height, rng)
     healthy = s.tissue()
     tissue, mask = lesions.apply(found, s, healthy)
     tries = 0 if label == "normal" else 8

@@ -87,7 +87,7 @@ def _buds(rng, patient, side, heights):
 
 
 def apply(lesions, s, tissue):
-    """The lung tissue (HU) of the `drawing.Slice` s with the lesions in it, and their mask, bool (256, 256)."""
+    """The lung tissue (HU) of the `geometry.Slice` s with the lesions in it, and their mask, bool (256, 256)."""
     mask = np.zeros(tissue.shape, bool)
     for lesion in lesions:
         if "spheres" in lesion:

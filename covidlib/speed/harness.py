@@ -69,22 +69,20 @@ def keras_cases(variant, model, precision, batches=(1,), paths=(), device="cpu:0
 
     function, size = compiled(model), model.input_shape[1]
     case = Case(variant, LOOP, precision, size, 1, provenance.threads(), device)
-    cases = {}
-
-    def add(harness, call, batch=1):
-        def run():
-            with keras.device(device):
-                call()
-
-        cases[case._replace(harness=harness, batch=batch)] = run
-
+    calls = {}
     for batch in batches:
         images = _noise(batch, model).astype("float32")
-        add(LOOP, lambda x=images: model.predict(x, verbose=0), batch)
-        add(COMPILED, lambda x=images: function(x), batch)
+        calls[case._replace(batch=batch)] = partial(model.predict, images, verbose=0)
+        calls[case._replace(harness=COMPILED, batch=batch)] = partial(function, images)
     if paths:
-        add(COMPILED + DECODE, _decoding(lambda x: function(x.astype("float32")), paths, size))
-    return cases
+        decoded = _decoding(lambda x: function(x.astype("float32")), paths, size)
+        calls[case._replace(harness=COMPILED + DECODE)] = decoded
+
+    def run(call):
+        with keras.device(device):
+            call()
+
+    return {case: partial(run, call) for case, call in calls.items()}
 
 
 def exported_precisions() -> tuple[str, ...]:
