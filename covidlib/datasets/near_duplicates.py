@@ -1,4 +1,4 @@
-"""Near-duplicate slices: which pictures are nearly the same, found without comparing every pair.
+"""Near-duplicate slices: which pictures are nearly the same.
 
 Two slices are near-duplicates when their 64x64 thumbnails correlate by at least MIN_CORRELATION and their perceptual
 hashes (64 bit, discrete cosine transform, https://www.phash.org/docs/pubs/thesis_zauner.pdf) differ in at most
@@ -11,14 +11,11 @@ cropped by 3 % 18 %, turned by three degrees 8 %; none that was mirrored, croppe
 are listed in reports/published/near_duplicates.csv. A correlation of .90 would add 895 pairs, of which 58 show one
 picture, cropped anew, and chain up to 55 slices into a group.
 
-Chest slices resemble each other so much that one pair in a hundred lies within ten bits: the hash alone would leave 50
-million pairs of 100,000 slices to look at. The thumbnails tell far more apart. Centred and scaled to length 1 they
-lie on a sphere, where a correlation r is a distance of sqrt(2 - 2r), and a projection to a few principal axes never
-lengthens a distance: every pair of the rule lies within that radius of the projections, with few others, which the hash
-and the full thumbnails then sort out. Who lies there is looked up in usearch's graph (HNSW, Malkov and Yashunin 2018,
-https://arxiv.org/abs/1603.09320), and up to EXACT images by comparing all. The graph may lose a pair in principle; it
-lost none in benchmarks/results/near_duplicates_cpu.csv. Equal input gives equal pairs. Memory grows with the images and
-with the pairs that are found, of which n copies of one picture make n (n - 1) / 2.
+Whether a pair's thumbnails can correlate so much is first asked of 65 numbers instead of 4096. Centred and scaled to
+length 1, a thumbnail u has the coordinates p on a few principal axes and a rest of length r that lies across them:
+corr(u, v) <= p(u) p(v) + r(u) r(v) (Cauchy and Schwarz). All pairs are compared by this bound, a block at a time; the
+hash and the full thumbnails then decide on those that it leaves. No pair is lost. Memory grows with the images and with
+the pairs that are found, of which n copies of one picture make n (n - 1) / 2.
 """
 
 import imagehash
@@ -28,17 +25,14 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.utils.extmath import randomized_svd
-from usearch.index import Index
 
 MAX_DISTANCE = 10
 MIN_CORRELATION = 0.95
 THUMBNAIL = 64
-EXACT = 5000
 _AXES = 64
-_FITTED = 2000
+_FITTED = 2000  # thumbnails that the axes are fitted to
 _BLOCK = 1024
-_NEIGHBOURS = 32
-_MARGIN = 1e-3  # for rounding, beside the radius of .32
+_ROUNDING = 1e-4
 
 
 def perceptual_hash(image):
@@ -61,18 +55,9 @@ def near_duplicates(hashes, thumbnails):
     if hashes.shape != (count,) or (count and thumbnails.shape[1:] != (THUMBNAIL, THUMBNAIL)):
         raise ValueError("One hash (N,) and one thumbnail (N, 64, 64) is needed of each image. Received: "
                          f"hashes.shape={hashes.shape}, thumbnails.shape={np.shape(thumbnails)}")
-    if not count:
-        return _pairs(hashes.astype(int), hashes.astype(int), hashes, thumbnails)
-    rows, points = _project(thumbnails)
-    keys = [np.zeros(0, int)]
-    for a, b in _candidates(points) if len(rows) else ():
-        a, b = rows[a], rows[b]
-        alike = np.bitwise_count(hashes[a] ^ hashes[b]) <= MAX_DISTANCE
-        keys.append(a[alike] * count + b[alike])
-    a, b = np.divmod(np.unique(np.concatenate(keys)), count)
-    parts = range(0, max(len(a), 1), _BLOCK)
-    return pd.concat([_pairs(a[k : k + _BLOCK], b[k : k + _BLOCK], hashes, thumbnails) for k in parts],
-                     ignore_index=True)
+    points = _bound(thumbnails)
+    tables = [_pairs(a, b, hashes, thumbnails) for a, b in _candidates(points, hashes)]
+    return pd.concat(tables).sort_values(["a", "b"], ignore_index=True)
 
 
 def groups(pairs, n):
@@ -88,43 +73,29 @@ def _unit(thumbnails):
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
 
 
-def _project(thumbnails):
-    """(rows that show more than one grey value (M,), their coordinates on the main axes (M, _AXES))."""
-    sample = _unit(thumbnails[:: len(thumbnails) // _FITTED + 1])
-    axes = randomized_svd(sample, _AXES, random_state=0)[2]
-    rows, points = [np.zeros(0, int)], [np.zeros((0, len(axes)), np.float32)]
+def _bound(thumbnails):
+    """float32 (N, axes + 1): no two images correlate by more than the product of their rows; all 0 for a blank one."""
+    points = np.zeros((len(thumbnails), _AXES + 1), np.float32)
+    if len(thumbnails):
+        axes = randomized_svd(_unit(thumbnails[:: len(thumbnails) // _FITTED + 1]), _AXES, random_state=0)[2]
     for start in range(0, len(thumbnails), _BLOCK):
         units = _unit(thumbnails[start : start + _BLOCK])
-        shown = np.flatnonzero(units.any(1))
-        rows.append(start + shown)
-        points.append(units[shown] @ axes.T)
-    return np.concatenate(rows), np.concatenate(points)
-
-
-def _candidates(points):
-    """Positions (a, b), a < b, of points within the rule's radius; most pairs come twice, once from either side."""
-    count, radius = len(points), np.sqrt(2 - 2 * MIN_CORRELATION) + _MARGIN
-    index = Index(ndim=points.shape[1], metric="l2sq", dtype="f32", connectivity=32, expansion_add=128,
-                  expansion_search=128)
-    rng = np.random.default_rng(0)
-    for start in range(0, count, _BLOCK):  # a graph of hundreds of equal points falls apart; far below the margin
         part = points[start : start + _BLOCK]
-        part += rng.normal(0, 1e-5, part.shape).astype(np.float32)
-    index.add(np.arange(count), points, threads=1)  # several would make the graph a matter of chance
-    for start in range(0, count, _BLOCK):
-        queries, wanted = np.arange(start, min(start + _BLOCK, count)), _NEIGHBOURS
-        while len(queries):
-            wanted = min(wanted, count)
-            several = np.resize(queries, max(len(queries), 2))  # of one, usearch's answer has another shape
-            near = index.search(points[several], wanted, exact=count <= EXACT)
-            inside = (near.distances <= radius**2) & (np.arange(wanted) < near.counts[:, None])
-            inside = inside[: len(queries)]
-            whole = ~inside.all(1) | (wanted == count)
-            a, place = np.nonzero(inside & whole[:, None])
-            b = near.keys[a, place].astype(int)
-            a = queries[a]
-            yield np.minimum(a, b)[a != b], np.maximum(a, b)[a != b]
-            queries, wanted = queries[~whole], 4 * wanted
+        part[:, : len(axes)] = units @ axes.T
+        part[:, -1] = np.sqrt(np.maximum(np.square(units).sum(1) - np.square(part).sum(1), 0))
+    return points
+
+
+def _candidates(points, hashes):
+    """Positions (a, b), a < b, at most _BLOCK at a time, of images that the bound and the hashes leave."""
+    for top in range(0, max(len(points), 1), _BLOCK):
+        for left in range(top, max(len(points), 1), 8 * _BLOCK):
+            bound = points[top : top + _BLOCK] @ points[left : left + 8 * _BLOCK].T
+            a, b = np.nonzero(bound >= MIN_CORRELATION - _ROUNDING) + np.array([[top], [left]])
+            near = (a < b) & (np.bitwise_count(hashes[a] ^ hashes[b]) <= MAX_DISTANCE)
+            a, b = a[near], b[near]
+            for start in range(0, max(len(a), 1), _BLOCK):
+                yield a[start : start + _BLOCK], b[start : start + _BLOCK]
 
 
 def _pairs(a, b, hashes, thumbnails):
