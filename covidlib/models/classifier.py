@@ -5,8 +5,6 @@ output of the branch, an eighth of its channels for queries, keys and values), `
 original publications, keys not pooled).
 """
 
-import difflib
-
 import keras
 from keras import layers
 
@@ -15,6 +13,7 @@ from covidlib.models.attention import global_context, non_local
 from covidlib.models.fpn import build_fpn
 from covidlib.models.precision import dtype_policy, resolve_precision
 from covidlib.models.resnet import PLACEMENTS, build_resnet50
+from covidlib.utils.text import nearest
 
 PLAIN = {
     "backbone": "resnet50",
@@ -123,11 +122,11 @@ def _attention(options):
 
 def _options(variant, overrides):
     if variant not in VARIANTS:
-        raise ValueError(f"unknown variant{_nearest(variant, VARIANTS)}. Received: variant={variant!r}")
+        raise ValueError(f"unknown variant{_suggest(variant, VARIANTS)}. Received: variant={variant!r}")
     options = dict(VARIANTS[variant])
     for name, value in overrides.items():
         if name == "backbone" or name not in options:
-            hint = _nearest(name, [option for option in options if option != "backbone"])
+            hint = _suggest(name, [option for option in options if option != "backbone"])
             raise ValueError(f"{variant!r} has no such option{hint}. Received: {name}={value!r}")
         options[name] = value
     for name, values in {"attention": ("none", "non_local", "global_context"), "placement": PLACEMENTS}.items():
@@ -148,6 +147,6 @@ def _check(classes, image_size, dropout):
         raise ValueError(f"dropout must be at least 0 and below 1. Received: dropout={dropout!r}")
 
 
-def _nearest(name, known):
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return (f"; did you mean {near[0]!r}?" if near else "") + f" Known: {', '.join(known)}"
+def _suggest(name, known):
+    near = nearest(name, known)
+    return (f"; did you mean {near!r}?" if near else "") + f" Known: {', '.join(known)}"

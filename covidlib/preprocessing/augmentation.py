@@ -5,12 +5,13 @@ says that values come from "a range" and gives none: the ranges of `PAPER` are t
 (H, W), (H, W, 1) or (H, W, 3), uint8 or float32, 0..255; type and shape are kept.
 """
 
-import difflib
 from collections import namedtuple
 
 import numpy as np
 from scipy import ndimage
 from skimage import color
+
+from covidlib.utils.text import nearest
 
 # One operation of §2.1. default: its range in PAPER, for flips the probability; size: number of values drawn.
 # function: value -> the 2x2 matrix that maps the output's (row, column) to the input's about the image centre (family
@@ -153,8 +154,9 @@ def _warp(image, values):
 
 def _check_name(name):
     if name not in OPERATIONS:
-        near, known = difflib.get_close_matches(name, OPERATIONS, 1, 0.0)[0], ", ".join(OPERATIONS)
-        raise ValueError(f"unknown operation, did you mean {near!r}? Known: {known}. Received: {name!r}")
+        near = nearest(name, OPERATIONS)
+        hint = f", did you mean {near!r}?" if near else "."
+        raise ValueError(f"unknown operation{hint} Known: {', '.join(OPERATIONS)}. Received: {name!r}")
 
 
 def _check_limits(name, limits):

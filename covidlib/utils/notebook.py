@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from covidlib.utils.files import read_text, require_writable
+from covidlib.utils.text import nearest
 
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -40,8 +40,8 @@ def check(given: dict, declared: dict[str, str], notebook: str = "this notebook"
     if unknown:
         hints = []
         for name in unknown:
-            near = difflib.get_close_matches(name, declared, n=1)
-            hints.append(f"{name}={given[name]!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+            near = nearest(name, declared)
+            hints.append(f"{name}={given[name]!r}" + (f" (did you mean {near}?)" if near else ""))
         raise ValueError(f"{notebook} has no parameter {', '.join(hints)}. Its parameters: {', '.join(declared)}.")
     for name, value in given.items():
         wanted = TYPES.get(declared[name], object)
