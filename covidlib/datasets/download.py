@@ -8,10 +8,7 @@ import argparse
 import hashlib
 import os
 import shutil
-import stat
 import sys
-import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 import pooch
@@ -20,7 +17,7 @@ from tqdm import tqdm
 
 from covidlib.datasets import splits
 from covidlib.datasets.remote import BY_HAND, SETS
-from covidlib.utils.files import sha256
+from covidlib.utils.files import sha256, unzip
 
 TIMEOUT = 60  # seconds without a byte
 MAX_FILES = 200_000
@@ -68,7 +65,11 @@ def _assemble(dataset, known, files, staging):
     staging.mkdir()
     for remote, file in files.items():
         if remote.packed:
-            _unpack(remote.url, file, staging / remote.into, known.gigabytes * 1e9)
+            try:
+                unzip(file, staging / remote.into, known.gigabytes * 1e9, MAX_FILES)
+            except ValueError as error:
+                raise FetchError(f"{remote.url}: {error} Run this again to get it anew; if it is refused again, the "
+                                 f"set was changed: see {known.source}.") from error
     top = _lift(staging)
     for remote, file in files.items():
         if not remote.packed:
@@ -122,35 +123,6 @@ def _retrieve(remote, work, source):
     except ValueError as error:
         raise FetchError(f"{remote.url} is not the file that is expected (its checksum differs). Run this again; if it "
                          f"differs again, the set was changed: see {source}.") from error
-
-
-def _unpack(url, archive, folder, limit):
-    """Unpack into `folder`; FetchError for a damaged archive, one too large, and a member that would lie elsewhere."""
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = [member for member in file.infolist() if not member.is_dir()]
-            size = sum(member.file_size for member in members)
-            if len(members) > MAX_FILES or size > limit:
-                raise FetchError(f"{url} would unpack to {len(members)} files of {size / 1e9:.1f} GB. At most "
-                                 f"{MAX_FILES} files and {limit / 1e9:g} GB are expected: the set was changed.")
-            outside = [member.filename for member in members if _leads_out(member)]
-            if outside:
-                raise FetchError(f"{url} holds files that would lie elsewhere: {outside[0]!r}. Nothing of it is used.")
-            folder.mkdir(parents=True, exist_ok=True)
-            if size > shutil.disk_usage(folder).free:
-                raise FetchError(f"{url} needs {size / 1e9:.1f} GB in {folder.parent}. Make room and run this again.")
-            for member in members:
-                file.extract(member, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, FetchError):
-            raise
-        raise FetchError(f"{url} is no sound zip archive ({error}). Run this again to get it anew.") from error
-
-
-def _leads_out(member):
-    name = PurePosixPath(member.filename.replace("\\", "/"))
-    is_link = stat.S_ISLNK(member.external_attr >> 16)
-    return is_link or name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1])
 
 
 def _lift(folder):

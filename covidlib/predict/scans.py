@@ -1,14 +1,10 @@
 """Scans among the files that somebody gives: DICOM series, volumes, pictures, also in a zip archive."""
 
 import functools
-import io
-import lzma
 import threading
-import zipfile
-import zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -16,11 +12,10 @@ from covidlib import readers
 from covidlib.datasets import listing, natural
 from covidlib.preprocessing import quality
 from covidlib.readers import Companion, ReadError, dicom, volume
+from covidlib.utils.files import unzip
 
 MAX_BYTES = 1_000_000_000  # of all files together, unpacked
 MAX_FILES = 5_000
-CHUNK = 2**20
-DIRECTORY = 1_000 * MAX_FILES  # bytes of an archive's list of members, which is read whole before they can be counted
 KEPT = 8  # slices that a Scan remembers
 SERIES_TAGS = {  # DICOM attributes that say how a series was taken; none that says of whom
     "SeriesDescription": "series", "StudyDescription": "study", "BodyPartExamined": "body part",
@@ -182,49 +177,8 @@ def _pictures(files, root):
 
 
 def unpack(archive, folder, limit=MAX_BYTES):
-    """Unpack a zip archive into `folder`, regular files below it alone; returns how many bytes of `limit` are left.
-
-    Raises ValueError for an archive that is damaged or encrypted, or that holds paths which lead elsewhere, links, more
-    than MAX_FILES members, or more bytes than `limit`, whatever its directory says of them.
-    """
-    folder, left = Path(folder), limit
-    try:
-        with _Bounded(archive) as file, zipfile.ZipFile(file) as source:
-            members = [member for member in source.infolist() if not member.is_dir()]
-            if len(members) > MAX_FILES:
-                raise ValueError(f"the archive holds {len(members)} files; at most {MAX_FILES} can be looked at.")
-            for member in members:
-                target = folder / _inside(member)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with source.open(member) as packed, open(target, "xb") as file:
-                    while chunk := packed.read(CHUNK):
-                        left -= len(chunk)
-                        if left < 0:
-                            raise ValueError(f"the archive holds more than {limit / 1e6:.0f} MB when unpacked.")
-                        file.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
-            OSError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"the archive cannot be unpacked ({why}). Pack it anew, without a password.") from error
-    return left
-
-
-class _Bounded(io.FileIO):
-    """An archive, of which no more is read at a time than a list of members may be long."""
-
-    def read(self, size=-1):
-        if size > DIRECTORY:
-            raise ValueError(f"the archive lists more files than can be looked at, at most {MAX_FILES}.")
-        return super().read(size)
-
-
-def _inside(member):
-    path = PurePosixPath(member.filename.replace("\\", "/"))
-    link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    outside = path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]
-    if outside or link or "\0" in member.filename:
-        raise ValueError(f"the archive holds a path that leads elsewhere: {member.filename!r}. Nothing of it is used.")
-    return path
+    """Unpack a zip archive into `folder`; returns how many bytes of `limit` are left. ValueError as in `unzip`."""
+    return limit - unzip(archive, folder, limit, MAX_FILES)
 
 
 def of_file(path):

@@ -1,13 +1,18 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Files that appear whole or not at all, their checksums, and zip archives."""
 
 import errno
 import functools
 import hashlib
+import io
+import lzma
 import os
 import shutil
 import socket
+import stat
 import tempfile
-from pathlib import Path
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
 
 import psutil
 
@@ -92,3 +97,54 @@ def sha256_once(path) -> str:
 @functools.lru_cache(maxsize=1 << 16)
 def _sha256(path, modified):
     return sha256(path)
+
+
+def unzip(archive, folder, max_bytes, max_files) -> int:
+    """Unpack a zip archive into `folder`, regular files below it alone; returns their bytes.
+
+    ValueError, before anything is written, for more than `max_files` files, more than `max_bytes` or than the disk has
+    room for, a link, or a path that leads elsewhere; and for an archive that is damaged or encrypted.
+    """
+    folder = Path(folder)
+    try:
+        with _Bounded(archive, max_files) as file, zipfile.ZipFile(file) as source:
+            members = [member for member in source.infolist() if not member.is_dir()]
+            size = sum(member.file_size for member in members)  # zipfile reads no more of a member than this
+            if len(members) > max_files:
+                raise ValueError(f"the archive holds {len(members)} files; at most {max_files} are unpacked.")
+            if size > max_bytes:
+                raise ValueError(f"the archive holds more than {max_bytes / 1e6:.0f} MB when unpacked.")
+            targets = [folder / _path_of(member) for member in members]
+            folder.mkdir(parents=True, exist_ok=True)
+            require_room(folder, size)
+            for member, target in zip(members, targets, strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source.open(member) as packed, open(target, "wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
+            OSError) as error:
+        hint = "Make room." if getattr(error, "errno", None) == errno.ENOSPC else "Pack it again, without a password."
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"the archive cannot be unpacked ({why}). {hint}") from error
+    return size
+
+
+class _Bounded(io.FileIO):
+    """An archive whose list of members, which zipfile reads at once, is refused where it is far too long."""
+
+    def __init__(self, path, max_files):
+        super().__init__(path)
+        self.max_files = max_files
+
+    def read(self, size=-1):
+        if size > 1000 * self.max_files:
+            raise ValueError(f"the archive lists more files than the at most {self.max_files} that are unpacked.")
+        return super().read(size)
+
+
+def _path_of(member):
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    outside = path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]
+    if outside or stat.S_ISLNK(member.external_attr >> 16):
+        raise ValueError(f"the archive holds a path that leads elsewhere: {member.filename!r}. Nothing of it is used.")
+    return path
