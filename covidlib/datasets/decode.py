@@ -1,16 +1,14 @@
-"""Every slice decoded once, by all processors: what the network sees of it, and what the audit asks of it.
+"""Every slice decoded once, by all processors: the network's image of it, and what the audit needs.
 
-Slices stream through: pictures and the audit's thumbnails (4 KiB a slice) go to disk, and memory grows with the rows of
+Slices stream through: images and the audit's thumbnails (4 KiB a slice) go to disk, and memory grows with the rows of
 the manifest and of the facts alone.
 """
 
 import functools
 import hashlib
-import math
 import os
 import sys
 import tempfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,15 +20,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from covidlib import datasets, readers
-from covidlib.datasets import near_duplicates, splits
+from covidlib.datasets import cache, near_duplicates, splits
 from covidlib.preprocessing import crop, lungs
 from covidlib.readers import ReadError
-from covidlib.utils.files import orphans, owned, require_room, require_writable, sha256, sha256_once
+from covidlib.utils.files import require_writable, sha256, sha256_once
+from covidlib.utils.text import first_few
 
 FACTS = ["sha256", "hash", "extension", "container", "mode", "bytes", "height", "width", "lung", "remark"]
-DECODING = ".decoding."  # what a cache is called until it is whole; the process that makes it follows
 SAMPLED = 4000  # slices whose pixels the shortcut baselines learn from
-_SEALED = 0x2144DF1C  # the CRC-32 of everything that ends with its own
 _ALONE = 48  # slices that are read before other processes would have started
 
 
@@ -38,10 +35,9 @@ _ALONE = 48  # slices that are read before other processes would have started
 class DecodedDataset:
     """What decoding found, one row or image per slice of the source that `decode_dataset` returns.
 
-    facts: DataFrame with columns FACTS (`hash` is similarity.perceptual_hash, `lung` the lungs' share of the picture,
-    `remark` ct.Slice's);
-    thumbnails: uint8 (N, 64, 64), memory-mapped; sampled: int (M,), rows that the shortcut baselines use; features:
-    what each baseline sees of them, name -> (M, k), see shortcuts.features.
+    facts: DataFrame with columns FACTS (`hash` is near_duplicates.perceptual_hash, `lung` the lungs' share of the
+    picture, `remark` that of readers.Slice); thumbnails: uint8 (N, 64, 64), memory-mapped; sampled: int (M,), rows that
+    the shortcut baselines use; features: their evidence in these, name -> (M, k), see shortcuts.features.
     """
 
     facts: pd.DataFrame
@@ -59,44 +55,41 @@ def decode_dataset(source, image_size, cache_dir, features=None, on_error="raise
     """
     datasets.check_on_error(on_error)
     _check_size(image_size)
-    chosen = _sample(source.manifest)
-    wanted = np.isin(np.arange(len(source.manifest)), chosen)
+    count = len(source.manifest)
+    sampled = np.isin(np.arange(count), _sample(source.manifest))
+    calls = [(image_size, features if one else None) for one in sampled]
     facts, described, bad, problems = [], [], [], []
-
-    def images(thumbnails):
-        asked = [(image_size, features if one else None) for one in wanted]
-        for row, result in enumerate(_each(_examine, source, asked)):
-            if isinstance(result, readers.ReadError):
+    # a file without a name: it goes with the last that maps it, also where the process is killed
+    with (cache.ImageWriter(cache_dir, image_size, count) as images,
+          tempfile.TemporaryFile(dir=cache_dir) as thumbnails):
+        for row, result in enumerate(_each(_examine, source, calls)):
+            if isinstance(result, ReadError):
                 bad.append(row)
                 problems.append(result)
                 continue
-            image, found, thumbnail, seen = result
-            facts.append(found)
+            image, found, thumbnail, evidence = result
+            images.write(image)
             thumbnails.write(thumbnail.tobytes())
-            if seen is not None:
-                described.append((len(facts) - 1, seen))
-            yield image
-
-    # a file without a name: it goes with the last that maps it, also where the process is killed
-    with (_Store(cache_dir, source.name, image_size, len(source.manifest)) as store,
-          tempfile.TemporaryFile(dir=cache_dir) as thumbnails):
-        store.fill(images(thumbnails))
-        every = [*source.problems, *_one_per_file(problems)]
-        if every and on_error == "raise":
-            raise datasets.DataError(every)
-        source = datasets.without(source, _one_per_file(problems), bad)
+            if evidence is not None:
+                described.append((len(facts), evidence))
+            facts.append(found)
+        problems = _one_per_file(problems)
+        if (source.problems or problems) and on_error == "raise":
+            raise datasets.DataError([*source.problems, *problems])
+        source = datasets.without(source, problems, bad)
         table = pd.DataFrame(facts, columns=FACTS)
         source = replace(source, manifest=source.manifest.assign(sha256=table.sha256))
-        store.keep(_key(source))
+        images.keep(_cached(cache_dir, source, image_size))
         thumbnails.flush()
         small = np.memmap(thumbnails, np.uint8, "r", shape=(len(table), *(near_duplicates.THUMBNAIL,) * 2))
-    rows, seen = zip(*described, strict=True) if described else ((), ())
-    columns = {name: np.stack([one[name] for one in seen]) for name in (seen[0] if seen else ())}
-    return _note_doubtful(_note_left_out(source), table), DecodedDataset(table, small, np.array(rows, int), columns)
+    rows, evidence = zip(*described, strict=True) if described else ((), ())
+    columns = {name: np.stack([one[name] for one in evidence]) for name in (evidence[0] if evidence else ())}
+    notes = [*source.notes, *_note_left_out(source.problems), *_note_doubtful(source.manifest, table)]
+    return replace(source, notes=notes), DecodedDataset(table, small, np.array(rows, int), columns)
 
 
 def load_images(source, image_size, cache_dir=None):
-    """What the network sees of `source`, in manifest order: uint8 (N, image_size, image_size), see harmonise.
+    """The network's images of `source`, in manifest order: uint8 (N, image_size, image_size), see crop.
 
     With `cache_dir` the array lies there, memory-mapped and read-only, under a name made of the files' content,
     the size and the code that reads them; of two processes that want the same one decodes and the other waits.
@@ -107,113 +100,45 @@ def load_images(source, image_size, cache_dir=None):
     if cache_dir is None:
         with tempfile.TemporaryDirectory() as folder:
             return np.array(load_images(source, image_size, folder))
-    path = _cached(cache_dir, source.name, image_size, _key(source))
+    path = _cached(cache_dir, source, image_size)
     require_writable(path.parent)
     with FileLock(f"{path}.lock"):
-        if not _is_whole(path, (len(source.manifest), image_size, image_size)):
-            problems = []
-            with _Store(cache_dir, source.name, image_size, len(source.manifest)) as store:
-                listed = source.manifest.get("sha256", [""] * len(source.manifest))
-                store.fill(_sound(_each(_checked, source, [(image_size, checksum) for checksum in listed]), problems))
-                if problems:
-                    raise datasets.DataError(_one_per_file(problems))
-                store.keep(_key(source))
+        if not cache.is_whole(path, (len(source.manifest), image_size, image_size)):
+            _decode_images(source, image_size, path)
     return np.load(path, mmap_mode="r")
 
 
-def _is_whole(path, shape):
-    """Whether an .npy file holds uint8 of this shape, as they were sealed; one that was damaged is decoded anew."""
-    try:
-        found = np.load(path, mmap_mode="r")
-        return found.shape == shape and found.dtype == np.uint8 and _is_sealed(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError, EOFError):
-        return False
-
-
-@functools.lru_cache(maxsize=64)  # once in a process: a large cache takes a second for every gigabyte
-def _is_sealed(path, modified):
-    return _crc(path) == _SEALED
-
-
-def _seal(path):
-    """Have an .npy file end with its CRC-32, which NumPy does not look at."""
-    with open(path, "ab") as file:
-        file.write(_crc(path).to_bytes(4, "little"))
-
-
-def _crc(path):
-    crc = 0
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            crc = zlib.crc32(part, crc)
-    return crc
-
-
-def _sound(results, problems):
-    for result in results:
-        if isinstance(result, readers.ReadError):
-            problems.append(result)
-        else:
-            yield result
-
-
-class _Store:
-    """An .npy file of images that appears in `cache_dir` complete, when it is kept, or not at all."""
-
-    def __init__(self, cache_dir, name, image_size, length):
-        self.folder, self.name, self.size = Path(cache_dir), name, image_size
-        self.shape, self.filled = (length, image_size, image_size), 0
-
-    def __enter__(self):
-        require_writable(self.folder)
-        for left in orphans(self.folder, DECODING):
-            left.unlink(missing_ok=True)
-        handle, self.part = tempfile.mkstemp(dir=self.folder, prefix=owned(DECODING), suffix=".npy")
-        os.close(handle)
-        return self
-
-    def fill(self, images):
-        """Write the images one after another; there may be fewer than was planned for."""
-        # a full disk would take the process down; see keep, and the thumbnails
-        require_room(self.folder, 2 * math.prod(self.shape) + self.shape[0] * near_duplicates.THUMBNAIL**2)
-        array = np.lib.format.open_memmap(self.part, "w+", np.uint8, self.shape)
-        for image in images:
-            array[self.filled] = image
-            self.filled += 1
-        array.flush()
-
-    def keep(self, key):
-        if self.filled < self.shape[0]:
-            whole = np.load(self.part, mmap_mode="r")
-            shorter = f"{self.part}.shorter"
-            array = np.lib.format.open_memmap(shorter, "w+", np.uint8, (self.filled, *self.shape[1:]))
-            array[:] = whole[: self.filled]
-            array.flush()
-            os.replace(shorter, self.part)
-        _seal(self.part)
-        os.chmod(self.part, 0o644)
-        os.replace(self.part, _cached(self.folder, self.name, self.size, key))
-
-    def __exit__(self, *_):
-        Path(self.part).unlink(missing_ok=True)
-        Path(f"{self.part}.shorter").unlink(missing_ok=True)
-
-
-def _cached(cache_dir, name, image_size, key):
-    return Path(cache_dir) / f"{name}-{image_size}-{key}.npy"
+def _decode_images(source, image_size, path):
+    problems = []
+    listed = source.manifest.get("sha256", [""] * len(source.manifest))
+    with cache.ImageWriter(path.parent, image_size, len(source.manifest)) as images:
+        for result in _each(_checked, source, [(image_size, checksum) for checksum in listed]):
+            if isinstance(result, ReadError):
+                problems.append(result)
+            else:
+                images.write(result)
+        if problems:
+            raise datasets.DataError(_one_per_file(problems))
+        images.keep(path)
 
 
 def _each(function, source, arguments):
-    """Results of function(path, index, mask path, *arguments) for every row, in order, as they come."""
+    """Results of function(path, index, mask path, *arguments), or ReadErrors, for every row, in order, as they come."""
     rows = zip(_paths(source), slice_indices(source.manifest), masks(source), arguments, strict=True)
-    calls = ((path, index, mask, *more) for path, index, mask, more in rows)
+    calls = (joblib.delayed(_attempt)(function, path, index, mask, *more) for path, index, mask, more in rows)
     total = len(source.manifest)
-    if total <= _ALONE:
-        results = (function(*call) for call in calls)
-    else:
-        workers = joblib.Parallel(joblib.cpu_count(), return_as="generator", batch_size=8, pre_dispatch="4*n_jobs")
-        results = workers(joblib.delayed(function)(*call) for call in calls)
+    workers = 1 if total <= _ALONE else joblib.cpu_count()
+    results = joblib.Parallel(workers, return_as="generator", batch_size=8, pre_dispatch="4*n_jobs")(calls)
     return tqdm(results, "reading", total, disable=quiet(), leave=False)
+
+
+def _attempt(function, path, *arguments):
+    try:
+        return function(path, *arguments)
+    except ReadError as error:
+        return error
+    except FileNotFoundError:
+        return ReadError(path, "does not exist", "Check data_root")
 
 
 def _paths(source):
@@ -246,8 +171,8 @@ def _read(path, index, mask):
     if known.shape == found.stored != picture.shape:  # drawn before pixels were made square
         known = np.asarray(Image.fromarray(known).resize(picture.shape[::-1], Image.Resampling.NEAREST))
     if known.shape != picture.shape:
-        raise readers.ReadError(mask, f"is a mask of {known.shape} pixels for a slice of {picture.shape}",
-                           f"Give the mask of {path}")
+        raise ReadError(mask, f"is a mask of {known.shape} pixels for a slice of {picture.shape}",
+                        f"Give the mask of {path}")
     return found.remark, picture, body | known, known
 
 
@@ -273,32 +198,22 @@ def file_facts(path):
 
 
 def _checked(path, index, mask, image_size, checksum):
-    """The network's image of one slice, or the ReadError; `checksum`: what the manifest has, "" where it has none."""
-    try:
-        image = preprocess_slice(path, index, image_size, mask)
-        if checksum and sha256_once(path) != checksum:
-            raise readers.ReadError(path, "is not the file that the manifest lists, its sha256 is another",
-                               "Put that one back, or run notebook 00_data again")
-        return image
-    except (readers.ReadError, FileNotFoundError) as error:
-        return _as_read_error(path, error)
+    """The network's image of one slice; `checksum`: what the manifest has, "" where it has none."""
+    image = preprocess_slice(path, index, image_size, mask)
+    if checksum and sha256_once(path) != checksum:
+        raise ReadError(path, "is not the file that the manifest lists, its sha256 is another",
+                        "Put that one back, or run notebook 00_data again")
+    return image
 
 
 def _examine(path, index, mask, image_size, features):
-    """(network's image, facts, thumbnail, features or None) of one slice, or the ReadError."""
-    try:
-        remark, picture, body, lung = _read(path, index, mask)
-        image, seen_lung = crop.crop_to_lungs(picture, image_size, lung)
-        facts = [sha256_once(path), near_duplicates.perceptual_hash(picture),
-                 *file_facts(path), *picture.shape, float(lung.mean()), remark]
-        seen = features(picture, body, lung, image, seen_lung) if features else None
-        return image, facts, near_duplicates.thumbnail(picture), seen
-    except (readers.ReadError, FileNotFoundError) as error:
-        return _as_read_error(path, error)
-
-
-def _as_read_error(path, error):
-    return error if isinstance(error, ReadError) else ReadError(path, "does not exist", "Check data_root")
+    """(network's image, facts, thumbnail, features or None) of one slice."""
+    remark, picture, body, lung = _read(path, index, mask)
+    image, image_lung = crop.crop_to_lungs(picture, image_size, lung)
+    facts = [sha256_once(path), near_duplicates.perceptual_hash(picture),
+             *file_facts(path), *picture.shape, float(lung.mean()), remark]
+    evidence = features(picture, body, lung, image, image_lung) if features else None
+    return image, facts, near_duplicates.thumbnail(picture), evidence
 
 
 def _one_per_file(problems):
@@ -306,25 +221,18 @@ def _one_per_file(problems):
     return list({(str(problem.path), problem.reason): problem for problem in problems}.values())
 
 
-def _note_doubtful(source, facts):
+def _note_doubtful(manifest, facts):
     kinds = facts.remark.str.replace(r"-?[\d.]+", "#", regex=True)  # the same doubt with other numbers
     doubtful = {"show no lung that is found": facts.lung == 0}
     doubtful |= {f"have doubtful values ({facts.remark[kinds == kind].iloc[0]})": kinds == kind
-               for kind in sorted(set(kinds) - {""})}
-    notes = []
-    for what, found in doubtful.items():
-        paths = source.manifest.path[found.to_numpy()]
-        notes += [f"{len(paths)} slices {what}, such as {paths.iloc[0]}: look at them."] if len(paths) else []
-    return replace(source, notes=[*source.notes, *notes])
+                 for kind in sorted(set(kinds) - {""})}
+    return [f"{found.sum()} slices {reason}, such as {manifest.path[found.to_numpy()].iloc[0]}: look at them."
+            for reason, found in doubtful.items() if found.any()]
 
 
-def _note_left_out(source):
-    if not source.problems:
-        return source
-    first = "; ".join(f"{Path(problem.path).name} {problem.reason}" for problem in source.problems[:5])
-    more = "; ..." if len(source.problems) > 5 else ""
-    note = f"{len(source.problems)} files cannot be used and were left out: {first}{more}."
-    return replace(source, notes=[*source.notes, note])
+def _note_left_out(problems):
+    shown = first_few((f"{Path(problem.path).name} {problem.reason}" for problem in problems), 5)
+    return [f"{len(problems)} files cannot be used and were left out: {shown}."] if problems else []
 
 
 def _sample(manifest):
@@ -355,19 +263,22 @@ def code_sha256():
     return hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()
 
 
+def _cached(cache_dir, source, image_size):
+    return Path(cache_dir) / f"{source.name}-{image_size}-{_key(source)}.npy"
+
+
 def _key(source):
     """Names the content: sha256 of the files where the manifest has it, else their size and time."""
     digest = hashlib.sha256(code_sha256().encode())
     manifest = source.manifest
-    content = manifest["sha256"].astype(str) if "sha256" in manifest else _stamps(_paths(source))
+    if "sha256" in manifest:
+        content = manifest["sha256"].astype(str)
+    else:
+        content = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in map(os.stat, _paths(source))]
     drawn = ["" if mask is None else sha256(mask) for mask in masks(source)]
     rows = zip(manifest["path"], slice_indices(manifest), content, drawn, strict=True)
     digest.update("\n".join(" ".join(map(str, row)) for row in rows).encode())
     return digest.hexdigest()[:16]
-
-
-def _stamps(paths):
-    return [f"{stat.st_size} {stat.st_mtime_ns}" for stat in map(os.stat, paths)]
 
 
 def quiet():

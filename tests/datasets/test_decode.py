@@ -12,18 +12,14 @@ import pytest
 from PIL import Image
 
 from covidlib import datasets, phantom, readers
-from covidlib.datasets import decode
+from covidlib.datasets import cache, decode
 from covidlib.preprocessing import crop, lungs
 from covidlib.utils.files import sha256
 
 
-def slice_of(seed):
-    return readers.apply_window(phantom.render("normal", np.random.default_rng(seed)).hu)
-
-
 @pytest.fixture(scope="module")
 def pictures():
-    return [slice_of(seed) for seed in range(4)]
+    return [readers.apply_window(phantom.render("normal", np.random.default_rng(seed)).hu) for seed in range(4)]
 
 
 @pytest.fixture
@@ -126,14 +122,14 @@ print(decode.load_images(source, 32, {str(tmp_path / 'cache')!r}).sum())
 def test_what_a_killed_process_had_decoded_goes_with_the_next_that_decodes(source, tmp_path, repository):
     code = f"""
 import os, signal
-from covidlib.datasets import decode
-with decode._Store({str(tmp_path / 'cache')!r}, "toy", 32, 4) as store:
-    store.fill([[[7] * 32] * 32])
+from covidlib.datasets.cache import ImageWriter
+with ImageWriter({str(tmp_path / 'cache')!r}, 32, 4) as images:
+    images.write([[7] * 32] * 32)
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == -signal.SIGKILL
     left, = (tmp_path / "cache").iterdir()
-    others = left.with_name(left.name.replace(decode.DECODING, f"{decode.DECODING}another-"))
+    others = left.with_name(left.name.replace(cache.DECODING, f"{cache.DECODING}another-"))
     others.touch()
     decode.load_images(source, 32, tmp_path / "cache")
     assert not left.exists() and others.exists()
