@@ -12,7 +12,7 @@ from covidlib.readers import ReadError, dicom, nifti, volume
 from covidlib.readers.errors import reading
 
 WHOLE = 20  # slices of a volume from which on nobody chose them by hand
-LOOKED_AT = 32  # slices of such a volume, evenly spread, whose lungs are measured
+SAMPLED = 32  # slices of such a volume, evenly spread, whose lungs are measured
 
 
 def expand(root, table):
@@ -23,43 +23,65 @@ def expand(root, table):
     the hash of a PatientID. Hashes are salted with the first DICOM file: the same set gives the same ones, and who
     has not got it cannot try identifiers. Volumes and series of at least WHOLE slices keep those that show lung.
     """
-    rows, problems, notes, groups, left_out = [], [], [], {}, []
+    rows, problems, groups, left_out = [], [], {}, []
     for row in table.to_dict("records"):
         file = root / row["path"]
         try:
-            if readers.sniff(file) == "dicom":
+            kind = readers.sniff(file)
+            if kind == "dicom":
                 groups.setdefault((row["label"], row["patient"] or file.parent), {})[file] = row
-                continue
-            slices = [(file, index) for index in readers.slice_order(file)]
-            if len(slices) > 1:
-                row["patient"] = row["patient"] or f"{row['label']}/{file.name}"
-            shown = _with_lung(slices)
-            left_out.append((len(slices) - len(shown), len(slices), row["path"]))
-            rows += [{**row, **_nifti_spacing(file), "slice_index": index} for _, index in shown]
+            else:
+                rows += (_expand_nifti if kind == "nifti" else _expand_picture)(file, row, left_out)
         except ReadError as error:
             problems.append(error)
-    without_hu, people = 0, {}
-    salt = hashlib.sha256(b"covidlib" + min(next(iter(groups.values()))).read_bytes()).digest() if groups else b""
-    for group in groups.values():
-        series, ungrouped = volume.group_series(group, together=False)
+    of_series, more, notes = _expand_dicom(groups.values(), left_out)
+    place = {path: n for n, path in enumerate(table.path)}
+    rows = sorted(rows + of_series, key=lambda row: place[row["path"]])
+    expanded = pd.DataFrame(rows, columns=None if rows else [*table, "slice_index"])
+    known = [name for name in ("series", "spacing_mm", "slice_mm") if name in expanded and expanded[name].notna().any()]
+    order = ["path", "label", "patient", "split", "slice_index", *known]
+    others = [name for name in table if name not in order]
+    return expanded[order + others], problems + more, _note_left_out(left_out) + notes
+
+
+def _expand_picture(file, row, left_out):
+    """A row for each page of a picture, of many pages for those that show lung; a picture of one page is one row."""
+    slices = [(file, index) for index in readers.slice_order(file)]
+    if len(slices) > 1:
+        row["patient"] = row["patient"] or f"{row['label']}/{file.name}"
+    shown = _with_lung(slices)
+    left_out.append((len(slices) - len(shown), len(slices), row["path"]))
+    return [{**row, "slice_index": index} for _, index in shown]
+
+
+def _expand_nifti(file, row, left_out):
+    """The same of a volume, with its spacing."""
+    rows = _expand_picture(file, row, left_out)
+    with reading(file):
+        slice_mm, row_mm, column_mm = nifti.spacing(file)
+    return [{**row, "slice_mm": slice_mm, "spacing_mm": min(row_mm, column_mm)} for row in rows]
+
+
+def _expand_dicom(groups, left_out):
+    """(rows, problems, notes) of the DICOM series in `groups`, each file -> row, of one label and patient."""
+    rows, problems, notes, without_hu, people = [], [], [], 0, {}
+    salt = hashlib.sha256(b"covidlib" + min(next(iter(groups))).read_bytes()).digest() if groups else b""
+    for group in groups:
+        found, ungrouped = volume.group_series(group, together=False)
         problems += ungrouped
-        for one in series:
-            problems += one.problems
-            notes += one.notes
-            without_hu += sum(map(dicom.lacks_rescale, {each.file: each.header for each in one.frames}.values()))
+        for series in found:
+            problems += series.problems
+            notes += series.notes
+            headers = {frame.file: frame.header for frame in series.frames}
+            without_hu += sum(map(dicom.lacks_rescale, headers.values()))
             try:
-                one.require_axial()
-                shown = _series_rows(one, group, people, salt)
-                left_out.append((len(one.slices) - len(shown), len(one.slices), group[one.files[0]]["path"]))
+                series.require_axial()
+                shown = _series_rows(series, group, people, salt)
             except ReadError as error:
                 problems.append(error)
                 continue
+            left_out.append((len(series.slices) - len(shown), len(series.slices), group[series.files[0]]["path"]))
             rows += shown
-    lost, whole, name = max(left_out, default=(0, 0, ""))
-    if lost:
-        notes.append(f"{sum(one[0] for one in left_out)} slices of volumes and series that show no lung (less than "
-                     f"{LUNG_FRACTION:.0%} of the body's cross-section), or lie beyond such, were left out: most of "
-                     f"{name} ({lost} of {whole}). A manifest.csv with slice_index keeps what it lists.")
     if without_hu:
         notes.append(f"{without_hu} DICOM files have no rescale tags: their values are taken as Hounsfield units where "
                      "they look like it, and are else seen through their own range. Export them from the scanner's own "
@@ -68,13 +90,7 @@ def expand(root, table):
     if shared:
         notes.append(f"{len(shared)} PatientIDs stand in several folders, such as {' and '.join(shared[0][:2])}: where "
                      "they are one person, split as several, put them into one folder of one class.")
-    place = {path: n for n, path in enumerate(table.path)}
-    expanded = pd.DataFrame(rows, columns=list(table) + ["slice_index"] if not rows else None)
-    expanded = expanded.assign(place=expanded.path.map(place))
-    known = [name for name in ("series", "spacing_mm", "slice_mm") if name in expanded and expanded[name].notna().any()]
-    order = ["path", "label", "patient", "split", "slice_index", *known]
-    others = [name for name in table if name not in order]
-    return expanded.sort_values("place", kind="stable")[order + others], problems, notes
+    return rows, problems, notes
 
 
 def _series_rows(series, group, people, salt):
@@ -82,28 +98,36 @@ def _series_rows(series, group, people, salt):
     slice_mm, row_mm, column_mm = series.spacing
     facts = {"series": _short_hash(series.uid, salt) if series.uid else None, "slice_mm": slice_mm,
              "spacing_mm": min(row_mm, column_mm) if row_mm else None}
-    found = {}  # slice -> (patient, slice_index)
-    for n, (one, file) in enumerate(zip(series.frames, series.files, strict=True)):
-        name = str(one.header.get("PatientID") or "")
+    rows = {}
+    for n, (frame, file) in enumerate(zip(series.frames, series.files, strict=True)):
+        row, name = group[file], str(frame.header.get("PatientID") or "")
+        unnamed = f"{row['label']}/{file.name}" if frame.is_one_of_many else ""
         if name:
-            people.setdefault(_short_hash(name, salt), set()).add(group[file]["patient"])
-        alone = f"{group[file]['label']}/{file.name}" if one.is_one_of_many else ""
-        loose = f"dicom-{_short_hash(name, salt)}" if name else alone
-        found[file, one.index] = group[file]["patient"] or loose, one.index if one.is_one_of_many else n
+            unnamed = f"dicom-{_short_hash(name, salt)}"
+            people.setdefault(unnamed, set()).add(row["patient"])
+        rows[file, frame.index] = {**row, **facts, "patient": row["patient"] or unnamed,
+                                   "slice_index": frame.index if frame.is_one_of_many else n}
     shown = _with_lung(series.slices) if series.uid else series.slices
-    return [{**group[one[0]], **facts, "patient": found[one][0], "slice_index": found[one][1]} for one in shown]
+    return [rows[one] for one in shown]
+
+
+def _note_left_out(left_out):
+    lost, whole, name = max(left_out, default=(0, 0, ""))
+    return [f"{sum(one[0] for one in left_out)} slices of volumes and series that show no lung (less than "
+            f"{LUNG_FRACTION:.0%} of the body's cross-section), or lie beyond such, were left out: most of {name} "
+            f"({lost} of {whole}). A manifest.csv with slice_index keeps what it lists."] if lost else []
 
 
 def _with_lung(slices):
-    """Those of (file, index) from the feet up that show lung, judged by LOOKED_AT of them; all of a small volume."""
+    """Those of (file, index) from the feet up that show lung, judged by SAMPLED of them; all of a small volume."""
     if len(slices) < WHOLE:
         return slices
-    looked_at = np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))
-    seen = {n: fraction for n in looked_at if (fraction := _lung_fraction(*slices[n])) is not None}
-    if not seen:
+    sampled = np.unique(np.linspace(0, len(slices) - 1, SAMPLED).round().astype(int))
+    fractions = {n: fraction for n in sampled if (fraction := _lung_fraction(*slices[n])) is not None}
+    if not fractions:
         return slices
-    looked_at, fractions = list(seen), list(seen.values())
-    shown = volume.lung_run(np.interp(np.arange(len(slices)), looked_at, fractions), LUNG_FRACTION)
+    estimated = np.interp(np.arange(len(slices)), list(fractions), list(fractions.values()))
+    shown = volume.lung_run(estimated, LUNG_FRACTION)
     if not shown.any():
         raise ReadError(slices[0][0], f"begins a volume of {len(slices)} slices that shows no lung",
                         "Leave it out, or list the slices to use in a manifest.csv with slice_index")
@@ -111,19 +135,11 @@ def _with_lung(slices):
 
 
 def _lung_fraction(file, index):
-    """None for a damaged slice: intake names it when all are decoded."""
+    """None for a damaged slice, which is named when all are decoded."""
     try:
         return lungs.lung_fraction(readers.read_slice(file, index))
     except ReadError:
         return None
-
-
-def _nifti_spacing(file):
-    if readers.sniff(file) != "nifti":
-        return {}
-    with reading(file):
-        slice_mm, row_mm, column_mm = nifti.spacing(file)
-    return {"slice_mm": slice_mm, "spacing_mm": min(row_mm, column_mm)}
 
 
 def _short_hash(text, salt):
