@@ -1,8 +1,7 @@
-"""What would mislead: leaks between the parts of a split, pictures under two labels, shortcuts.
+"""Leaks between the parts of a split, pictures under two labels, shortcuts.
 
-A leak is anything that two parts of the split share: a patient, a source document (an article that several
-pictures come from), a file, or nearly the same picture (see similarity). A shortcut is anything but anatomy that
-predicts the label (see shortcuts).
+A leak is what two parts of the split share: a patient, a source document (an article that several pictures come
+from), a file, or a near-duplicate. A shortcut is anything but anatomy that predicts the label.
 """
 
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pandas as pd
 from covidlib.audit import shortcuts
 from covidlib.datasets import near_duplicates, scan_or_file
 from covidlib.utils.files import write_atomically
+from covidlib.utils.text import first_few
 
 AUC_WARNING = 0.7  # an AUC worth a warning where classes are so uneven that accuracy shows nothing
 TABLES = ("leaks", "conflicts", "duplicates", "shortcuts")
@@ -32,8 +32,8 @@ class Audit:
     warnings: list[str]
 
 
-def audit(source, intake):
-    """Audit of a datasets.Source with its split and of what intake.decode_dataset found in it.
+def audit(source, decoded):
+    """Audit of a datasets.Source with its split and of its decode.DecodedDataset.
 
     leaks: kind, across, count, slices, examples - how many patients, documents, files and groups of near-duplicates
     lie in several parts of the split or under several labels. duplicates: pairs of near-duplicates that are not
@@ -41,13 +41,13 @@ def audit(source, intake):
     conflicts: those of them under two labels. shortcuts: see shortcuts.measure.
     """
     manifest = source.manifest.reset_index(drop=True)
-    pairs = near_duplicates.near_duplicates(intake.facts.hash.to_numpy(), intake.thumbnails)
+    pairs = near_duplicates.near_duplicates(decoded.facts.hash.to_numpy(), decoded.thumbnails)
     pairs = _of_different_volumes(manifest, pairs)
     leaks = find_leaks(manifest.assign(group=near_duplicates.groups(pairs, len(manifest))))
     duplicates = _describe(manifest, pairs)
     conflicts = duplicates[duplicates.label_a != duplicates.label_b]
     conflicts = conflicts[["path_a", "label_a", "path_b", "label_b", "distance"]].reset_index(drop=True)
-    measured = shortcuts.measure(source, intake)
+    measured = shortcuts.measure(source, decoded)
     warnings = [*_warn_of_leaks(leaks), *_warn_of_conflicts(conflicts), *_warn_of_shortcuts(measured)]
     duplicates = duplicates[["path_a", "split_a", "path_b", "split_b", "distance", "correlation", "row_a", "row_b"]]
     return Audit(leaks, conflicts, duplicates, measured, warnings)
@@ -63,10 +63,9 @@ def write(result, folder):
 def find_leaks(manifest):
     """What lies in more than one part of the split, or under more than one label, from the manifest alone.
 
-    Of columns patient, series, document, sha256 and group those that are there are looked at; empty cells are unknown.
-    Returns DataFrame kind, across ("anywhere": repeated files and pictures), count, slices, examples. A patient or
-    document under several labels is no fault in itself, but where a class has its own patients and documents alone,
-    they may be what a network learns.
+    Columns patient, series, document, sha256 and group are compared where they exist; empty cells are unknown. Returns
+    DataFrame kind, across ("anywhere": repeated files and pictures), count, slices, examples. A patient or document
+    under several labels is no fault: where every class has its own, a network may learn these.
     """
     kinds = {"patient": "patient", "series": "scan", "document": "source document", "sha256": "identical file",
              "group": "near-duplicate group"}
@@ -90,8 +89,8 @@ def find_leaks(manifest):
 def shortcut_warnings(metrics, measured):
     """Warnings on accuracies that a shortcut explains as well.
 
-    metrics: DataFrame of comparison.table on the test part; measured: the audit's table `shortcuts`. A network is told
-    from a baseline where its whole interval lies above the baseline's.
+    metrics: DataFrame of comparison.table on the test part; measured: the audit's table `shortcuts`. A network exceeds
+    a baseline where its whole interval lies above the baseline's.
     """
     table = measured[measured.protocol == shortcuts.OFFICIAL]
     table = table if len(table) else measured
@@ -109,8 +108,8 @@ def shortcut_warnings(metrics, measured):
 def _of_different_volumes(manifest, pairs):
     """Without pairs inside a volume or series, whose slices are meant to resemble each other, in one part."""
     volume, split = scan_or_file(manifest).to_numpy(), manifest.split.to_numpy()
-    told = (volume[pairs.a] != volume[pairs.b]) | (split[pairs.a] != split[pairs.b])
-    return pairs[told].reset_index(drop=True)
+    apart = (volume[pairs.a] != volume[pairs.b]) | (split[pairs.a] != split[pairs.b])
+    return pairs[apart].reset_index(drop=True)
 
 
 def _describe(manifest, pairs):
@@ -131,12 +130,9 @@ def _warn_of_leaks(leaks):
 
 
 def _warn_of_conflicts(conflicts):
-    if not len(conflicts):
-        return []
-    shown = "; ".join(f"{row.path_a} ({row.label_a}) and {row.path_b} ({row.label_b})"
-                      for row in conflicts.head(_EXAMPLES).itertuples())
-    more = "; ..." if len(conflicts) > _EXAMPLES else ""
-    return [f"{len(conflicts)} pairs show the same picture under two labels: {shown}{more}."]
+    shown = first_few((f"{row.path_a} ({row.label_a}) and {row.path_b} ({row.label_b})"
+                       for row in conflicts.itertuples()), _EXAMPLES)
+    return [f"{len(conflicts)} pairs show the same picture under two labels: {shown}."] if len(conflicts) else []
 
 
 def _warn_of_shortcuts(measured):

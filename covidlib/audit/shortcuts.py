@@ -1,4 +1,4 @@
-"""Shortcuts: how well the label is predicted without anatomy, before and after harmonisation.
+"""Shortcuts: how well the label is predicted without anatomy, before and after cropping to the lungs.
 
 A network can be no better evidence than the best of these that it may have used (DeGrave et al. 2021,
 https://doi.org/10.1038/s42256-021-00338-7). Each baseline is a random forest on one kind of evidence.
@@ -20,7 +20,7 @@ from covidlib.datasets import patient_or_file
 from covidlib.evaluation.statistics import proportion_interval
 
 COLUMNS = ["baseline", "seen", "protocol", "accuracy", "low", "high", "auc"]
-WITHOUT_ANATOMY = "file facts", "outside the lungs"  # an accuracy not above these is no evidence that disease is seen
+WITHOUT_ANATOMY = "file facts", "outside the lungs"  # only an accuracy above these is evidence of seeing disease
 CROSS_VALIDATION, OFFICIAL = "grouped cross-validation", "official test split"
 FILES, AS_READ, CROPPED = "files", "as read", "cropped to the lungs"
 _SIDE, _RING, _BANDS = 32, 3, 12
@@ -28,7 +28,7 @@ _ALONE = 200  # slices that are learned from before other processes would have s
 
 
 def best_shortcut(measured, protocol):
-    """(baseline, accuracy) of the better of WITHOUT_ANATOMY on harmonised slices; None where neither was measured.
+    """(baseline, accuracy) of the better of WITHOUT_ANATOMY on cropped slices; None where neither was measured.
 
     measured: the audit's table, of which rows of `protocol` count, or of cross-validation where there are none.
     """
@@ -41,15 +41,15 @@ def best_shortcut(measured, protocol):
     return best["baseline"], float(best["accuracy"])
 
 
-def features(picture, body, lung, image, seen_lung):
-    """What the baselines see of a slice, "<view>/<name>" -> float32 (k,).
+def features(picture, body, lung, image, image_lung):
+    """Features of a slice for the baselines, "<view>/<name>" -> float32 (k,).
 
-    picture, body, lung: the slice as read and its masks, (H, W); image, seen_lung: the same harmonised, (S, S), black
-    outside what is kept. As read, the slice is only padded to a square and resized, as a plain pipeline would.
+    picture, body, lung: the slice as read and its masks, (H, W); image, image_lung: the same cropped to the lungs,
+    (S, S), black outside what is kept. As read, the slice is only padded to a square and resized.
     """
     plain, plain_body, plain_lung = (readers.fit_square(view, len(image))
                                      for view in (picture, np.uint8(body) * 255, np.uint8(lung) * 255))
-    views = {AS_READ: (plain, plain_body > 127, plain_lung > 127), CROPPED: (image, image > 0, seen_lung)}
+    views = {AS_READ: (plain, plain_body > 127, plain_lung > 127), CROPPED: (image, image > 0, image_lung)}
     return {f"{view}/{name}": np.asarray(values, np.float32)
             for view, three in views.items() for name, values in _view(*three).items()}
 
@@ -83,25 +83,26 @@ def _spectrum(image):
     return np.log(total + 1)
 
 
-def measure(source, intake):
+def measure(source, decoded):
     """DataFrame COLUMNS: accuracy of every baseline with its 95 % interval, and AUC (one against the rest, mean).
 
     Cross-validation by patient (five folds at most), and on a split that the set brings along its test part, learned
     from all others: nothing is tuned. Intervals resample patients. No rows where a class has but one patient.
     """
-    manifest = source.manifest.iloc[intake.sampled].reset_index(drop=True)
-    facts = intake.facts.iloc[intake.sampled]
+    manifest = source.manifest.iloc[decoded.sampled].reset_index(drop=True)
+    facts = decoded.facts.iloc[decoded.sampled]
     labels, patients = manifest.label.to_numpy(), manifest.patient.to_numpy()
     named, calls = [], []
     for protocol, folds in _protocols(source, manifest):
-        for name, seen, values, model in _baselines(manifest, facts, intake.features):
+        for name, seen, values, model in _baselines(manifest, facts, decoded.features):
             named.append([name, seen, protocol])
             calls.append(joblib.delayed(_score)(values, model, labels, patients, folds))
     scores = joblib.Parallel(-1 if len(manifest) > _ALONE else 1)(calls)
     return pd.DataFrame([[*names, *score] for names, score in zip(named, scores, strict=True)], columns=COLUMNS)
 
 
-def _baselines(manifest, facts, seen):
+def _baselines(manifest, facts, features):
+    """(name, what it is given, values (N, k), model)."""
     forest = RandomForestClassifier(200, random_state=0)
     kinds = pd.get_dummies(facts[["extension", "container", "mode"]]).to_numpy(float)
     sizes = facts[["bytes", "height", "width"]].to_numpy(float)
@@ -111,7 +112,7 @@ def _baselines(manifest, facts, seen):
     yield "file facts", FILES, np.hstack([kinds, sizes]), forest
     if manifest.source.nunique() > 1:
         yield "set of origin", FILES, pd.get_dummies(manifest.source).to_numpy(float), forest
-    for key, values in seen.items():
+    for key, values in features.items():
         view, name = key.split("/")
         yield name, view, values, forest
 

@@ -16,7 +16,8 @@ import pandas as pd
 
 from covidlib import phantom
 from covidlib.readers import ReadError
-from covidlib.utils.files import read_text, sha256, write_atomically
+from covidlib.utils.files import read_text, sha256, sha256_once, write_atomically
+from covidlib.utils.text import first_few
 
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")
@@ -34,8 +35,7 @@ _SHORT = 16  # characters of a field of which one copy is held: labels, parts, s
 class Source:
     """A data set: `manifest` (see COLUMNS), class names in order, folder, name, sentences for a report.
 
-    `official_split` tells a split that the set brought along from one that splits.assign made. `problems` are
-    the ct.ReadErrors of files that were left out.
+    `official_split`: whether the set brought its split along. `problems`: ReadErrors of files that were left out.
     """
 
     manifest: pd.DataFrame
@@ -53,7 +53,7 @@ class Source:
 
 
 class DataError(ValueError):
-    """All files of a data set that cannot be used, in `problems` and, as far as they fit, in the message."""
+    """All files of a data set that cannot be used: in `problems`, the first _SHOWN also in the message."""
 
     def __init__(self, problems, before=""):
         self.problems = list(problems)
@@ -67,12 +67,11 @@ class DataError(ValueError):
 def load(dataset, data_root=None, slices_per_class=None, seed=0, on_error="raise"):
     """Manifest of a data set as a Source.
 
-    `slices_per_class` (whole numbers in class order, one for all classes alike, None for the whole set) says how many
-    phantoms to draw; of a real set it keeps at most as many slices, spread over as many patients as it can, chosen by
-    `seed`. `slice_index` is the slice within a volume; for files of one slice it only tells their order. ValueError
-    for an unknown set or bad counts, FileNotFoundError where the folder is not such a set. Files that cannot be used
-    raise one DataError that lists them all, or with on_error="skip" are left out and kept in `problems`. Files are
-    listed here, and of volumes some slices decoded that tell where lung is; intake.decode_dataset decodes all.
+    slices_per_class: whole numbers in class order, one for all classes, None for the whole set: how many phantoms to
+    draw, or at most how many slices of a real set to keep, spread over patients and chosen by `seed`. `slice_index` is
+    the slice within a volume; for files of one slice it gives their order. ValueError for an unknown set or bad
+    counts, FileNotFoundError where the folder is not such a set. Files that cannot be used raise one DataError, or with
+    on_error="skip" are left out and kept in `problems`. Only some slices of volumes are decoded, to find the lungs.
     """
     if dataset not in NAMES:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)}. Received: dataset={dataset!r}")
@@ -84,10 +83,14 @@ def load(dataset, data_root=None, slices_per_class=None, seed=0, on_error="raise
         classes, notes, problems = ("covid", "viral", "normal"), [], []
         manifest = phantom.generate(root, _check_counts(slices_per_class or PHANTOM_SLICES, classes), seed)
     else:
-        root = _check_root(dataset, data_root)
+        if data_root is None:
+            raise ValueError(f"data_root must name the folder of {dataset}, which is not part of this project. "
+                             "Received: data_root=None")
+        root = Path(data_root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"data_root={str(data_root)!r} is no folder. Give the folder of {dataset}.")
         module = importlib.import_module(f"covidlib.datasets.{dataset.replace('-', '_')}")
-        manifest, classes, notes, *rest = module.load(root)
-        problems = rest[0] if rest else []
+        manifest, classes, notes, problems = module.load(root)
     if problems and on_error == "raise":
         raise DataError(problems)
     # a checksum that the set brings along says what the file was, not what it is
@@ -108,14 +111,18 @@ def subset(source, slices_per_class, seed=0):
 
 
 def without(source, problems, rows):
-    """`source` without the `rows` (positions) that `problems` (ct.ReadErrors) are about."""
+    """`source` without the `rows` (positions) that `problems` (ReadErrors) are about."""
     kept = source.manifest.drop(source.manifest.index[sorted(rows)]).reset_index(drop=True)
     return replace(source, manifest=kept, problems=[*source.problems, *problems])
 
 
 def problem_table(source):
-    """DataFrame path (seen from the set's folder), reason, hint of the files that were left out."""
-    rows = [[_seen_from(source.root, problem.path), problem.reason, problem.hint] for problem in source.problems]
+    """DataFrame path (relative to the set's folder), reason, hint of the files that were left out."""
+    rows = []
+    for problem in source.problems:
+        path = Path(problem.path)
+        shown = path.relative_to(source.root).as_posix() if path.is_relative_to(source.root) else path.name
+        rows.append([shown, problem.reason, problem.hint])
     return pd.DataFrame(rows, columns=["path", "reason", "hint"])
 
 
@@ -134,7 +141,7 @@ def save(source, output_dir):
     folder.mkdir(parents=True, exist_ok=True)
     manifest = source.manifest
     if "sha256" not in manifest:
-        manifest = manifest.assign(sha256=manifest.path.map(_hashes(source)))
+        manifest = manifest.assign(sha256=[_sha256(source.root, path) for path in manifest.path])
     text = manifest.to_csv(index=False, lineterminator="\n")
     write_atomically(folder / "manifest.csv", text)
     counts = {
@@ -156,15 +163,11 @@ def save(source, output_dir):
     write_atomically(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
 
 
-def _hashes(source):
-    """path -> sha256 of every file of the manifest."""
-    hashes = {}
-    for path in source.manifest.path.unique():
-        file = inside(source.root, path)
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is listed in the manifest and does not exist. Check data_root.")
-        hashes[path] = sha256(file)
-    return hashes
+def _sha256(root, path):
+    file = inside(root, path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is listed in the manifest and does not exist. Check data_root.")
+    return sha256_once(file)
 
 
 def open_saved(output_dir, data_root=None):
@@ -193,7 +196,7 @@ def read_manifest(path):
 
 
 def read_table(path):
-    """A CSV with at least the columns path and label, all texts, without blanks around labels, see read_csv.
+    """A CSV with at least the columns path and label, all texts, labels stripped, see read_csv.
 
     ValueError naming the file for no rows, or columns that are missing or spelled otherwise.
     """
@@ -211,8 +214,7 @@ def read_table(path):
 def read_csv(path):
     """A CSV as people have it, all texts: with or without a BOM, with commas, semicolons or tabs, with empty rows.
 
-    ValueError naming the file, and the line where there is one: for another encoding, a row with more fields than the
-    header has names, or a name that stands twice.
+    ValueError, with file and line, for another encoding, a row longer than the header, or a column twice.
     """
     text = read_text(path)
     head, _, rest = text.lstrip().partition("\n")
@@ -263,7 +265,7 @@ def require_folders(root, names, dataset):
 
 
 def patient_or_file(manifest):
-    """Series of what must stay together: a patient's slices, of unknown patients a scan's or at least a file's."""
+    """Series: the patient of every slice, of unknown patients its scan or else its file; such slices stay together."""
     return manifest.patient.where(manifest.patient != "", scan_or_file(manifest))
 
 
@@ -273,6 +275,14 @@ def scan_or_file(manifest):
         return manifest.path
     series = manifest.series.fillna("")
     return series.where(series != "", manifest.path)
+
+
+def crossing(manifest):
+    """(number of patients, or files of unknown ones, in more than one part of the split, the first five in words)."""
+    key = patient_or_file(manifest)
+    parts = manifest.split.groupby(key).nunique()
+    found = manifest.split.groupby(key[key.isin(parts.index[parts > 1])]).unique()
+    return len(found), first_few((f"{key} in {' and '.join(sorted(names))}" for key, names in found.items()), 5)
 
 
 def natural(path):
@@ -329,20 +339,6 @@ def _check_counts(counts, classes):
         raise ValueError(f"slices_per_class must be {len(classes)} whole numbers of at least 1, for "
                          f"{', '.join(classes)}, or one. Received: slices_per_class={counts}")
     return tuple(int(value) for value in values)
-
-
-def _check_root(dataset, data_root):
-    if data_root is None:
-        raise ValueError(f"data_root must name the folder of {dataset}, which is not part of this project. "
-                         "Received: data_root=None")
-    if not Path(data_root).is_dir():
-        raise FileNotFoundError(f"data_root={str(data_root)!r} is no folder. Give the folder of {dataset}.")
-    return Path(data_root)
-
-
-def _seen_from(root, path):
-    path = Path(path)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _relative(root, folder):

@@ -33,7 +33,7 @@ def load(root):
     listed = (root / "slices.csv").is_file()
     if set(_CLASSES.values()) - set(folders.values()) or not (listed or (root / "Index.csv").is_file()):
         raise FileNotFoundError(f"{root} is not a covid-ct-md folder. {_NEEDED}.")
-    found = [sum(pair, []) for pair in zip(*(listing.find(root, folder) for folder in folders), strict=True)]
+    found = listing.find(root, *folders)
     table, problems = _from_csv(root, found, folders) if listed else _from_labels(root, found, folders)
     table["patient"] = table.label + "/" + table.patient
     order = table.sort_values(["patient", "slice_location_mm"])

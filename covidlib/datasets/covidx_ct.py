@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 
-from covidlib.datasets import SPLITS, listing, read_csv
+from covidlib.datasets import SPLITS, crossing, listing, read_csv
 from covidlib.readers import ReadError
 
 _CLASSES = {"0": "normal", "1": "cap", "2": "covid"}
@@ -33,7 +33,10 @@ def load(root):
     manifest, notes = _add_patients(root, table)
     if left_out:
         notes.append(f"{left_out} images are in no label file and were left out.")
-    return manifest, _ORDER, [*notes, *_leaks(manifest)], problems + more
+    count, shown = crossing(manifest)
+    if count:
+        notes.append(f"{count} patients lie in more than one part of the official split: {shown}.")
+    return manifest, _ORDER, notes, problems + more
 
 
 def _layout(root):
@@ -113,13 +116,3 @@ def _patient(series, known):
 def _from_name(series):
     match = _KNOWN_NAMES.search(f"{series}_")
     return match[1] if match else series
-
-
-def _leaks(manifest):
-    parts = manifest.groupby("patient").split.unique()
-    leaks = parts[parts.map(len) > 1]
-    if not len(leaks):
-        return []
-    shown = "; ".join(f"{key} in {' and '.join(sorted(found))}" for key, found in leaks.head(5).items())
-    return [f"{len(leaks)} patients lie in more than one part of the official split: {shown}"
-            f"{'; ...' if len(leaks) > 5 else ''}."]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from covidlib import readers
 from covidlib.datasets import PARTS, listing, natural, read_table, slices
 from covidlib.readers import NoImage, ReadError
 from covidlib.utils.files import sha256
@@ -119,9 +120,18 @@ def _note_passed_over(root, table, passed_over):
 
 def _loose_images(root, folders):
     """Images that lie in these folders themselves, relative to `root`."""
-    files = [file.relative_to(root).as_posix() for folder in folders for file in sorted(folder.iterdir())
-             if file.is_file() and not listing.is_left_behind(file.name)]
-    return listing.without_other_files(root, files)[0]
+    return [file.relative_to(root).as_posix() for folder in folders for file in sorted(folder.iterdir())
+            if file.is_file() and not listing.is_left_behind(file.name) and _may_be_image(file)]
+
+
+def _may_be_image(file):
+    try:
+        readers.sniff(file)
+    except NoImage:
+        return False
+    except ReadError:
+        pass
+    return True
 
 
 def _refuse_twins(root, classes):

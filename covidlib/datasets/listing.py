@@ -1,8 +1,7 @@
-"""What lies in a folder of images, what of it is passed over, and what is wrong with it, before anything is decoded.
+"""Files in a folder of images: which are passed over, and what is wrong with the others, before anything is decoded.
 
-What is passed over is decided here for data sets, scans and predictions alike: hidden files and folders, and what
-operating systems, servers and archives leave behind, without a word. Files that are no images (ct.NoImage) are told,
-in scans and predictions but for ct.Companion.
+For data sets, scans and predictions alike, hidden files and what operating systems, servers and archives leave behind
+are passed over silently. Files that are no images (NoImage) are reported by the callers.
 """
 
 import fnmatch
@@ -11,17 +10,12 @@ import posixpath
 import re
 import unicodedata
 
-import pandas as pd
-
-from covidlib import readers
 from covidlib.datasets import inside
 from covidlib.readers import ReadError
 
 _LEFT_BEHIND = (".*", "__macosx", "lost+found", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
                 "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
                 "icon\r", "dicomdir", "~$*", "__pycache__")
-
-
 _IS_LEFT_BEHIND = re.compile("|".join(map(fnmatch.translate, _LEFT_BEHIND))).match
 
 
@@ -30,28 +24,14 @@ def is_left_behind(name):
     return bool(_IS_LEFT_BEHIND(name.lower()))
 
 
-def without_other_files(root, paths):
-    """(paths, number passed over): without what is no image, neither by its content nor by its name."""
-    kept = []
-    for path in paths:
-        try:
-            readers.sniff(root / path)
-        except readers.NoImage:
-            continue
-        except ReadError:  # told when it is read
-            pass
-        kept.append(path)
-    return kept, len(paths) - len(kept)
-
-
-def find(root, folder):
-    """(paths, problems): usable files in root/folder and below, as paths relative to `root`, sorted.
+def find(root, *folders):
+    """(paths, problems): usable files in folders of `root` and below, as paths relative to `root`, sorted.
 
     What is_left_behind is passed over. An empty file, a link that leads out of `root` or nowhere and a linked folder is
-    a ReadError each. ValueError where `folder` itself leads out of `root`.
+    a ReadError each. ValueError where one of `folders` leads out of `root`.
     """
-    top = inside(root, folder)
-    paths, problems, folders = [], [], [(top, "" if str(folder) == "." else f"{folder}/")]
+    folders = [(inside(root, folder), "" if str(folder) == "." else f"{folder}/") for folder in folders]
+    paths, problems = [], []
     while folders:
         place, prefix = folders.pop()
         with os.scandir(place) as entries:
@@ -110,7 +90,7 @@ def unlisted(table, found):
 
 def require_images(root, table, classes, dataset):
     """FileNotFoundError naming the classes of which no file was found."""
-    absent = sorted(set(classes) - set(table.label) if isinstance(table, pd.DataFrame) else set(classes))
+    absent = sorted(set(classes) - set(table.label))
     if absent:
         raise FileNotFoundError(f"{root} is not a {dataset} folder: it holds no images of {', '.join(absent)}.")
 

@@ -45,6 +45,13 @@ def thumbnail(image):
     return np.asarray(Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
 
 
+def describe(images):
+    """(hashes uint64 (N,), thumbnails uint8 (N, 64, 64)) of uint8 (H, W) images, which may come one by one."""
+    pairs = [(perceptual_hash(image), thumbnail(image)) for image in images]
+    hashes, thumbnails = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(hashes, np.uint64), np.array(thumbnails, np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
+
+
 def near_duplicates(hashes, thumbnails):
     """Pairs a < b of near-identical images, sorted: DataFrame a, b, distance (bits), correlation.
 

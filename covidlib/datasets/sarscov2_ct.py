@@ -1,7 +1,7 @@
 """SARS-CoV-2 CT-scan (Soares et al. 2020, https://doi.org/10.1101/2020.04.24.20078584), no patient ids.
 
-Copies and near-copies of a slice are kept together in one group that stands in for a patient, so that at
-least they do not cross a split. Slices of one patient that differ more are not recognised.
+Near-duplicates form a group that stands in for a patient, so that at least they do not cross a split. Slices of one
+patient that differ more are not recognised.
 """
 
 import numpy as np
@@ -14,24 +14,13 @@ _FOLDERS = {"covid": "COVID", "non_covid": "non-COVID"}
 
 
 def load(root):
-    """(manifest, classes, notes, problems); decodes every slice, for only pictures tell which are near-copies."""
+    """(manifest, classes, notes, problems); decodes every slice to find near-duplicates."""
     require_folders(root, list(_FOLDERS.values()), "sarscov2-ct")
-    rows, hashes, thumbnails, problems = [], [], [], []
-    for label, folder in _FOLDERS.items():
-        paths, bad = listing.find(root, folder)
-        problems += bad
-        for path in sorted(paths, key=natural):
-            try:
-                image = readers.read_slice(root / path)
-            except readers.ReadError as error:
-                problems.append(error)
-                continue
-            rows.append({"path": path, "label": label})
-            hashes.append(near_duplicates.perceptual_hash(image))
-            thumbnails.append(near_duplicates.thumbnail(image))
+    rows, problems = [], []
+    described = near_duplicates.describe(_images(root, rows, problems))
     manifest = pd.DataFrame(rows, columns=["path", "label"])
     listing.require_images(root, manifest, _FOLDERS, "sarscov2-ct")
-    pairs = near_duplicates.near_duplicates(np.array(hashes, np.uint64), np.array(thumbnails))
+    pairs = near_duplicates.near_duplicates(*described)
     groups = near_duplicates.groups(pairs, len(manifest))
     sizes = np.bincount(groups)
     note = (
@@ -40,3 +29,18 @@ def load(root):
         f"{int((sizes == 1).sum())} slices alone)."
     )
     return manifest.assign(patient=[f"group-{group:04d}" for group in groups]), tuple(_FOLDERS), [note], problems
+
+
+def _images(root, rows, problems):
+    """Every readable slice in order, each with a row; `rows` and `problems` grow."""
+    for label, folder in _FOLDERS.items():
+        paths, unusable = listing.find(root, folder)
+        problems += unusable
+        for path in sorted(paths, key=natural):
+            try:
+                image = readers.read_slice(root / path)
+            except readers.ReadError as error:
+                problems.append(error)
+                continue
+            rows.append({"path": path, "label": label})
+            yield image

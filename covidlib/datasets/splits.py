@@ -1,9 +1,8 @@
 """Split a manifest into train, val and test by patient, keeping the classes' proportions; folds alike.
 
-Splits that anyone can get again lie beside the data sets (covidlib/datasets/splits/*.csv): `name` is the path without
-its ending, `sha256` the first 16 hexadecimal digits of the file's, then `split` and a column per fold. They were made
-by `python -m covidlib.datasets.splits DATASET DATA_ROOT NAME` and are read by `apply_shipped`. Near-duplicates never
-cross their folds, also where the set names no patients or shows one picture under two.
+Shipped splits (covidlib/datasets/splits/*.csv, read by `apply_shipped`): `name` is the path without its ending,
+`sha256` the first 16 hexadecimal digits of the file's, then `split` and a column per fold, which no near-duplicates
+cross. `python -m covidlib.datasets.splits DATASET DATA_ROOT NAME` writes them.
 """
 
 import sys
@@ -25,32 +24,35 @@ DIGITS = 16
 def assign(manifest, seed, fractions=(0.7, 0.1, 0.2)):
     """(manifest with its split column filled, notes as sentences for a report).
 
-    A split that the set brings along is kept whole. Otherwise each class is dealt out patient by patient so
-    that every part comes near its fraction of the slices. Slices of unknown patients are dealt out alone,
-    those of one file together. ValueError for one patient in a class, a half-filled split or a patient leak.
+    An official split is kept. Otherwise each class is dealt out patient by patient so that every part comes near its
+    fraction of the slices; slices of unknown patients are dealt out one by one, those of one file together. ValueError
+    for one patient in a class, a half-filled split or a patient in two parts.
     """
-    _check_fractions(fractions)
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or 0 in (fractions[0], fractions[2]):
+        raise ValueError("fractions must be three shares (train, val, test) that sum to 1, train and test above 0. "
+                         f"Received: fractions={fractions}")
     given = manifest.split != ""
     if given.any():
         if not given.all():
             raise ValueError(f"Give every slice a split or none. Received: {(~given).sum()} without")
         check_disjoint(manifest)
-        return manifest.copy(), _notes_on_given(manifest)
+        missing = [part for part in SPLITS if part not in set(manifest.split)]
+        absent = [f"It has no {' and no '.join(missing)} part."] if missing else []
+        notes = ["The split that the data set brings along is kept.", *absent, *_note_unknown_patients(manifest)]
+        return manifest.copy(), notes
     groups = _groups(manifest)
     counts = groups.groupby("label").size()
     if counts.min() < 2:
         raise ValueError(f"Class {counts.idxmin()!r} has one patient, who cannot be in both training and test. Add "
                          "patients, leave the class out, or give a split of your own. Received: patients=1")
-    notes = _notes_on_patients(manifest)
+    notes = _note_unknown_patients(manifest)
     fractions = np.array(fractions, float)
     if counts.min() < 3:
         notes.append(f"Class {counts.idxmin()} has fewer than three patients ({counts.min()}): there are a training "
                      "and a test part only, the validation part is left out.")
         fractions[1] = 0
     parts = _deal_classes(manifest, groups, fractions / fractions.sum(), [seed])
-    result = manifest.assign(split=parts.map(dict(enumerate(SPLITS))))
-    _check_parts(result)
-    return result, notes
+    return _with_split(manifest, parts), notes
 
 
 def k_fold(manifest, folds, seed):
@@ -74,9 +76,7 @@ def assign_fold(manifest, fold, folds, seed):
     groups = _groups(rest)
     share = 0.1 if groups.groupby("label").size().min() > 1 else 0
     parts = _deal_classes(rest, groups, np.array([1 - share, share]), [seed, fold])
-    result = manifest.assign(split=parts.map(dict(enumerate(SPLITS))).reindex(manifest.index, fill_value="test"))
-    _check_parts(result)
-    return result
+    return _with_split(manifest, parts.reindex(manifest.index, fill_value=SPLITS.index("test")))
 
 
 def check(split, fold):
@@ -144,9 +144,8 @@ def ship(dataset, data_root, seed=0):
     """The table to ship for a data set: the split it brings along or one by patient, and up to FOLDS folds."""
     source = datasets.load(dataset, data_root)
     manifest = source.manifest
-    images = [readers.read_slice(source.root / row.path, row.slice_index) for row in manifest.itertuples()]
-    pairs = near_duplicates.near_duplicates(np.array([near_duplicates.perceptual_hash(image) for image in images]),
-                                       np.array([near_duplicates.thumbnail(image) for image in images]))
+    images = (readers.read_slice(source.root / row.path, row.slice_index) for row in manifest.itertuples())
+    pairs = near_duplicates.near_duplicates(*near_duplicates.describe(images))
     key = patient_or_file(manifest)
     first = pd.Series(manifest.index, key).groupby(level=0).first()
     same = pd.DataFrame({"a": key.map(first), "b": manifest.index})
@@ -165,22 +164,18 @@ def ship(dataset, data_root, seed=0):
 
 def check_disjoint(manifest):
     """ValueError naming patients, or files of unknown patients, that lie in more than one part."""
-    key = patient_or_file(manifest)
-    count = manifest.split.groupby(key).nunique()
-    if (count > 1).any():
-        leaks = manifest.split.groupby(key[key.isin(count.index[count > 1])]).unique()
-        shown = "; ".join(f"{key} in {' and '.join(sorted(found))}" for key, found in leaks.head(5).items())
-        raise ValueError(f"{len(leaks)} patients lie in more than one part of the split: {shown}"
-                         f"{'; ...' if len(leaks) > 5 else ''}. Put all slices of a patient into one part, "
-                         "or deal out a split anew (fold=0 to 4 in notebook 00_data).")
+    count, shown = datasets.crossing(manifest)
+    if count:
+        raise ValueError(f"{count} patients lie in more than one part of the split: {shown}. Put all slices of a "
+                         "patient into one part, or make a new split (fold=0 to 4 in notebook 00_data).")
 
 
 def _groups(manifest):
     """One row per group with its number of slices and its most frequent label."""
     table = manifest.assign(group=patient_or_file(manifest))
     counted = table.groupby(["group", "label"], sort=False).size().rename("n").reset_index()
-    largest = counted.sort_values("n", kind="stable").groupby("group", sort=False).label.last()
-    return table.groupby("group", sort=False).size().rename("slices").to_frame().join(largest)
+    label = counted.sort_values("n", kind="stable").groupby("group", sort=False).label.last()
+    return table.groupby("group", sort=False).size().rename("slices").to_frame().join(label)
 
 
 def _deal_classes(manifest, groups, fractions, seed):
@@ -193,10 +188,7 @@ def _deal_classes(manifest, groups, fractions, seed):
 
 
 def _deal(sizes, fractions, rng):
-    """int (groups,): the parts for one class, of several seeded deals the one nearest to the fractions.
-
-    Many groups come near at once: one deal of 200,000 is as good as twenty-five of a hundred.
-    """
+    """int (groups,): the parts for one class, of up to 25 seeded deals (of many groups, one) the nearest to them."""
     used = np.flatnonzero(fractions)
     target = fractions * sizes.sum()
     best, least = None, np.inf
@@ -218,36 +210,24 @@ def _deal(sizes, fractions, rng):
     return best
 
 
-def _check_parts(manifest):
-    check_disjoint(manifest)
-    for label, rows in manifest.groupby("label"):  # one whose patients have more slices of another class
+def _with_split(manifest, parts):
+    result = manifest.assign(split=parts.map(dict(enumerate(SPLITS))))
+    check_disjoint(result)
+    for label, rows in result.groupby("label"):  # one whose patients have more slices of another class
         if not {"train", "test"} <= set(rows.split):
             raise ValueError(f"Class {label!r} shares its patients with other classes, or has too few, and cannot be "
                              "split.")
+    return result
 
 
 def _name(path):
-    return str(Path(path).with_suffix("").as_posix())
+    return Path(path).with_suffix("").as_posix()
 
 
-def _check_fractions(fractions):
-    valid = len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-6
-    if not valid or fractions[0] == 0 or fractions[2] == 0:
-        raise ValueError("fractions must be three shares (train, val, test) that sum to 1, train and test above 0. "
-                         f"Received: fractions={fractions}")
-
-
-def _notes_on_given(manifest):
-    missing = [part for part in SPLITS if part not in set(manifest.split)]
-    absent = [f"It has no {' and no '.join(missing)} part."] if missing else []
-    return ["The split that the data set brings along is kept.", *absent, *_notes_on_patients(manifest)]
-
-
-def _notes_on_patients(manifest):
+def _note_unknown_patients(manifest):
     unknown = int((manifest.patient == "").sum())
-    if not unknown:
-        return []
-    return [f"{unknown} of {len(manifest)} slices name no patient: one may be in two parts unnoticed."]
+    return [f"{unknown} of {len(manifest)} slices name no patient: one may be in two parts unnoticed."
+            ] if unknown else []
 
 
 if __name__ == "__main__":

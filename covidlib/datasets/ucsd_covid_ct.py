@@ -20,7 +20,7 @@ def load(root):
     folders = [f"Images-processed/CT_{part}" for part in _PARTS.values()]
     lists = [f"Data-split/{part}/{split}CT_{part}.txt" for part in _PARTS.values() for split in SPLITS]
     require_folders(root, folders + lists, "ucsd-covid-ct")
-    found = [sum(pair, []) for pair in zip(*(listing.find(root, folder) for folder in folders), strict=True)]
+    found = listing.find(root, *folders)
     rows = [row for label, part in _PARTS.items() for row in _rows(root, label, part)]
     table = pd.DataFrame(rows, columns=["path", "label", "split"])
     left_out = listing.unlisted(table, found)

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from covidlib import datasets
 from covidlib.audit import leaks, shortcuts
-from covidlib.datasets import decode, splits
+from covidlib.datasets import decode
 
 
 def picture(seed, size=96):
@@ -132,19 +132,6 @@ def test_ucsd_conflicts_and_shortcuts(shared_data, tmp_path):
     assert round(table.accuracy["majority class", "files"], 3) == 0.517
     assert round(table.accuracy["file extension", "files"], 3) == 0.744
     assert table.accuracy["file facts", "files"] > 0.87 and table.auc["file facts", "files"] > 0.95
-
-
-@pytest.mark.slow
-def test_sarscov2_copies_are_grouped(shared_data):
-    source = datasets.load("sarscov2-ct", shared_data / "sarscov2-ct-256")
-    assert source.manifest.label.value_counts().to_dict() == {"covid": 1252, "non_covid": 1229}
-    assert "patient-disjointness is not known" in source.notes[0]
-    group = source.manifest.set_index("path").patient
-    for a, b in ((128, 129), (134, 135)):
-        assert group[f"COVID/Covid ({a}).jpg"] == group[f"COVID/Covid ({b}).jpg"]
-    assert group.value_counts().max() < 10 and not source.official_split
-    assigned, _ = splits.assign(source.manifest, 0)
-    splits.check_disjoint(assigned)
 
 
 def test_a_scan_of_unknown_patients_stays_together_and_is_audited():

@@ -46,8 +46,8 @@ def test_the_set_of_origin_is_a_baseline_where_there_are_several():
 def test_an_official_split_is_scored_beside_cross_validation():
     manifest = slices(official=True)
     rng = np.random.default_rng(0)
-    told = np.where(manifest.label == "covid", 0.0, 1.0)[:, None] + rng.normal(0, 0.1, (len(manifest), 2))
-    table = measured(manifest, official=True, seen={"harmonised/sharpness": told})
+    marks = np.where(manifest.label == "covid", 0.0, 1.0)[:, None] + rng.normal(0, 0.1, (len(manifest), 2))
+    table = measured(manifest, official=True, seen={f"{shortcuts.CROPPED}/sharpness": marks})
     assert set(table.reset_index().protocol) == {"grouped cross-validation", "official test split"}
     assert (table.accuracy.xs("sharpness", level="baseline") == 1).all()
 
@@ -66,7 +66,7 @@ def test_features_see_what_their_names_say():
     lung[20:44, 12:28] = lung[20:44, 36:52] = True
     image[lung] = rng.integers(0, 60, lung.sum())
     found = shortcuts.features(image, image >= 0, lung, image, lung)
-    assert {key.split("/")[0] for key in found} == {"as read", "harmonised"}
+    assert {key.split("/")[0] for key in found} == {shortcuts.AS_READ, shortcuts.CROPPED}
     other = image.copy()
     other[lung] = 30
     changed = shortcuts.features(other, other >= 0, lung, other, lung)
@@ -77,7 +77,7 @@ def test_features_see_what_their_names_say():
     dull = shortcuts.features(blurred, blurred >= 0, lung, blurred, lung)
     assert (dull["as read/sharpness"][-3:] < found["as read/sharpness"][-3:]).all()
     wide = shortcuts.features(image[:32], image[:32] >= 0, lung[:32], image, lung)
-    assert wide["as read/aspect"].tolist() == [63, 31] and wide["harmonised/aspect"].tolist() == [63, 63]
+    assert wide["as read/aspect"].tolist() == [63, 31] and wide[f"{shortcuts.CROPPED}/aspect"].tolist() == [63, 63]
 
 
 @pytest.mark.parametrize("kind, container, mode", [("png", "png", "L"), ("jpg", "jpeg", "RGB"), ("tif", "tiff", "L")])

@@ -14,11 +14,6 @@ def picture(seed, size=96):
     return np.uint8(255 * (smooth - smooth.min()) / np.ptp(smooth))
 
 
-def describe(images):
-    hashes = np.array([near_duplicates.perceptual_hash(image) for image in images])
-    return hashes, np.array([near_duplicates.thumbnail(image) for image in images])
-
-
 def exhaustive(hashes, thumbnails):
     flat = thumbnails.reshape(len(thumbnails), -1).astype(float)
     flat -= flat.mean(1, keepdims=True)
@@ -40,7 +35,7 @@ def test_pairs_and_groups():
     images = [picture(seed) for seed in range(12)]
     images[11] = images[0]
     images[7] = np.uint8(ndimage.gaussian_filter(images[3].astype(float), 1))
-    pairs = near_duplicates.near_duplicates(*describe(images))
+    pairs = near_duplicates.near_duplicates(*near_duplicates.describe(images))
     assert list(pairs) == ["a", "b", "distance", "correlation"]
     assert pairs[["a", "b"]].to_numpy().tolist() == [[0, 11], [3, 7]]
     assert pairs.distance[0] == 0 and abs(pairs.correlation[0] - 1) < 1e-5
@@ -57,7 +52,7 @@ def test_nothing_is_lost_against_the_exhaustive_search(monkeypatch, block):
         first, other = picture(family).astype(float), picture(1000 + family).astype(float)
         shares = rng.uniform(0, 0.5, 8)
         images += [np.uint8((1 - share) * first + share * other) for share in shares]
-    described = describe(images)
+    described = near_duplicates.describe(images)
     expected = exhaustive(*described)
     monkeypatch.setattr(near_duplicates, "_BLOCK", block)
     pairs = near_duplicates.near_duplicates(*described)
@@ -67,16 +62,17 @@ def test_nothing_is_lost_against_the_exhaustive_search(monkeypatch, block):
 def test_blank_pictures_match_nothing_and_few_are_no_error():
     blank, some = np.zeros((20, 30), np.uint8), picture(0)
     for images in ([], [some], [blank], [blank, blank]):
-        hashes, thumbnails = describe(images)
+        hashes, thumbnails = near_duplicates.describe(images)
         pairs = near_duplicates.near_duplicates(hashes, thumbnails)
         assert pairs.empty and list(pairs) == ["a", "b", "distance", "correlation"]
         assert near_duplicates.groups(pairs, len(images)).tolist() == list(range(len(images)))
-    pairs = near_duplicates.near_duplicates(*describe([blank, some, np.full((9, 9), 7, np.uint8), some]))
+    described = near_duplicates.describe([blank, some, np.full((9, 9), 7, np.uint8), some])
+    pairs = near_duplicates.near_duplicates(*described)
     assert pairs[["a", "b"]].to_numpy().tolist() == [[1, 3]]
 
 
 def test_all_pictures_the_same():
-    hashes, thumbnails = describe([picture(0)] * 60)
+    hashes, thumbnails = near_duplicates.describe([picture(0)] * 60)
     assert len(near_duplicates.near_duplicates(hashes, thumbnails)) == 60 * 59 / 2
 
 
@@ -92,7 +88,7 @@ def test_real_slices_against_the_exhaustive_search(shared_data):
     from covidlib import readers
 
     files = sorted((shared_data / "sarscov2-ct-256" / "COVID").iterdir())
-    described = describe([readers.read_slice(file) for file in files])
+    described = near_duplicates.describe([readers.read_slice(file) for file in files])
     pairs = near_duplicates.near_duplicates(*described)
     assert pairs[["a", "b"]].to_numpy().tolist() == exhaustive(*described)
     names = {(files[a].name, files[b].name) for a, b in zip(pairs.a, pairs.b, strict=True)}

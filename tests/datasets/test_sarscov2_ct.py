@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covidlib.datasets import sarscov2_ct, sarscov2_ct_multiclass
+from covidlib import datasets
+from covidlib.datasets import sarscov2_ct, sarscov2_ct_multiclass, splits
 
 
 def picture(path, seed):
@@ -35,12 +36,15 @@ def test_copies_are_one_group_and_bad_files_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_real(shared_data):
-    manifest, _, _, problems = sarscov2_ct.load(shared_data / "sarscov2-ct-256")
-    assert manifest.label.value_counts().to_dict() == {"covid": 1252, "non_covid": 1229} and problems == []
+    source = datasets.load("sarscov2-ct", shared_data / "sarscov2-ct-256")
+    manifest = source.manifest
+    assert manifest.label.value_counts().to_dict() == {"covid": 1252, "non_covid": 1229} and source.problems == []
+    assert "patient-disjointness is not known" in source.notes[0] and not source.official_split
     groups = manifest.set_index("path").patient
     for a, b in ((128, 129), (134, 135)):
         assert groups[f"COVID/Covid ({a}).jpg"] == groups[f"COVID/Covid ({b}).jpg"]
-    assert 2200 < groups.nunique() < 2400
+    assert 2200 < groups.nunique() < 2400 and groups.value_counts().max() < 10
+    splits.check_disjoint(splits.assign(manifest, 0)[0])
 
 
 @pytest.mark.parametrize("wrapper", ["", "New_Data_CoV2/"])

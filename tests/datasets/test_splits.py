@@ -99,14 +99,11 @@ def test_leaks_are_named():
 
 
 @pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.5, 0.5, 0.5), (1.2, -0.4, 0.2), (0, 0.5, 0.5)])
-def test_bad_fractions(fractions):
+def test_fractions(fractions):
     with pytest.raises(ValueError, match="fractions must be three shares.*Received: fractions="):
         splits.assign(make({"covid": 5, "normal": 5}), 0, fractions)
-
-
-def test_without_validation_on_request():
-    result, _ = splits.assign(make({"covid": 10, "normal": 10}), 0, (0.8, 0, 0.2))
-    assert result.split.value_counts().to_dict() == {"train": 64, "test": 16}
+    without_validation, _ = splits.assign(make({"covid": 10, "normal": 10}), 0, (0.8, 0, 0.2))
+    assert without_validation.split.value_counts().to_dict() == {"train": 64, "test": 16}
 
 
 def test_real_sets(shared_data):
@@ -188,8 +185,7 @@ def real(request, shared_data):
     """(name, manifest with checksums, near-duplicate pairs) of a set that splits are shipped for."""
     source = datasets.load(SHIPPED[request.param], shared_data / request.param)
     images = [readers.read_slice(source.root / row.path, row.slice_index) for row in source.manifest.itertuples()]
-    pairs = near_duplicates.near_duplicates(np.array([near_duplicates.perceptual_hash(image) for image in images]),
-                                       np.array([near_duplicates.thumbnail(image) for image in images]))
+    pairs = near_duplicates.near_duplicates(*near_duplicates.describe(images))
     return request.param, source.manifest.assign(sha256=[sha256(source.root / p) for p in source.manifest.path]), pairs
 
 
