@@ -1,14 +1,10 @@
 """Data sets as manifests: one row per slice, paths relative to the set's own folder."""
 
-import csv
 import hashlib
 import importlib
-import io
 import json
 import os
-import re
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +12,15 @@ import pandas as pd
 
 from covidlib import phantom
 from covidlib.readers import ReadError
-from covidlib.utils.files import read_text, sha256, sha256_once, write_atomically
+from covidlib.utils.files import sha256, sha256_once, write_atomically
 from covidlib.utils.text import first_few
 
 COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-         "testing": "test"}  # what people call them, in small letters
 PHANTOM_SLICES = (27, 6, 27)
 NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "sarscov2-ct-multiclass", "covidx-ct", "covid-ct-md",
          "covid-ctset", "composition")
-_KNOWN = ("path", "label", "patient", "split", "slice_index", "source", "document", "series", "mask")
 _SHOWN = 200
-_SHORT = 16  # characters of a field of which one copy is held: labels, parts, sources
 
 
 @dataclass(frozen=True)
@@ -193,59 +185,6 @@ def open_saved(output_dir, data_root=None):
 def read_manifest(path):
     """A manifest that `save` wrote; texts stay texts ("007" or "NA" may be a patient), absent columns are filled."""
     return _complete(pd.read_csv(path, dtype=str, keep_default_na=False), "")
-
-
-def read_table(path):
-    """A CSV with at least the columns path and label, all texts, labels stripped, see read_csv.
-
-    ValueError naming the file for no rows, or columns that are missing or spelled otherwise.
-    """
-    table = read_csv(path)
-    alike = [name for name in table.columns if name not in _KNOWN and name.lower() in _KNOWN]
-    if {"path", "label"} - set(table.columns) or alike or not len(table):
-        raise ValueError(f"{path} needs columns path,label (and may have {','.join(_KNOWN[2:])}), in small letters, "
-                         f"and at least one row. Received: columns={list(table.columns)}, rows={len(table)}")
-    table["label"] = table.label.str.strip()
-    if "split" in table:
-        table["split"] = table.split.map(lambda name: PARTS.get(name.strip().lower(), name.strip()))
-    return table
-
-
-def read_csv(path):
-    """A CSV as people have it, all texts: with or without a BOM, with commas, semicolons or tabs, with empty rows.
-
-    ValueError, with file and line, for another encoding, a row longer than the header, or a column twice.
-    """
-    text = read_text(path)
-    head, _, rest = text.lstrip().partition("\n")
-    if re.fullmatch(r'"?sep=.?"?', head.strip(), re.IGNORECASE):  # a hint to Excel
-        text = "\n" + rest
-    header = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
-    delimiter = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        names = [name.strip() for name in next(row for row in rows if any(field.strip() for field in row))]
-        while names and not names[-1]:
-            names.pop()
-        named = [name for name in names if name]  # without the number that some programs give each row
-        if len(set(named)) < len(named):
-            raise ValueError(f"{path} has a column twice. Received: columns={names}")
-        columns, known = [[] for _ in names], {}
-        for row in rows:
-            if not any(field.strip() for field in row):
-                continue
-            if any(field.strip() for field in row[len(names):]):
-                raise ValueError(f"{path}, line {rows.line_num} has {len(row)} fields where the header has "
-                                 f"{len(names)}: put names that hold a {delimiter!r} in double quotes. "
-                                 f"Received: {delimiter.join(row)[:120]}")
-            for column, field in zip_longest(columns, row[:len(names)], fillvalue=""):
-                column.append(known.setdefault(field, field) if len(field) < _SHORT else field)
-    except StopIteration:
-        raise ValueError(f"{path} cannot be read as a CSV (it is empty). It needs a row for each slice.") from None
-    except csv.Error as error:
-        raise ValueError(f"{path} cannot be read as a CSV ({error}). Save it as CSV in UTF-8, a row for each "
-                         "slice.") from error
-    return pd.DataFrame(dict(zip(names, columns, strict=True)), dtype=str)[named]
 
 
 def inside(root, relative):

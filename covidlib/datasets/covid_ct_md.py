@@ -12,7 +12,8 @@ import pandas as pd
 import pydicom
 
 from covidlib import readers
-from covidlib.datasets import listing, read_csv
+from covidlib.datasets import listing
+from covidlib.datasets.tables import read_csv
 from covidlib.preprocessing import lungs
 from covidlib.readers import ReadError
 

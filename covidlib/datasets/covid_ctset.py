@@ -10,7 +10,8 @@ import re
 
 import pandas as pd
 
-from covidlib.datasets import listing, read_csv
+from covidlib.datasets import listing
+from covidlib.datasets.tables import read_csv
 from covidlib.readers import ReadError
 
 _CLASSES = ("covid", "normal")

@@ -9,7 +9,8 @@ import re
 
 import pandas as pd
 
-from covidlib.datasets import SPLITS, crossing, listing, read_csv
+from covidlib.datasets import SPLITS, crossing, listing
+from covidlib.datasets.tables import read_csv
 from covidlib.readers import ReadError
 
 _CLASSES = {"0": "normal", "1": "cap", "2": "covid"}

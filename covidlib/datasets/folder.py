@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from covidlib import readers
-from covidlib.datasets import PARTS, listing, natural, read_table, slices
+from covidlib.datasets import listing, natural, slices
+from covidlib.datasets.tables import PARTS, read_table
 from covidlib.readers import NoImage, ReadError
 from covidlib.utils.files import sha256
 

@@ -7,7 +7,8 @@ import re
 
 import pandas as pd
 
-from covidlib.datasets import SPLITS, listing, read_csv, require_folders
+from covidlib.datasets import SPLITS, listing, require_folders
+from covidlib.datasets.tables import read_csv
 
 _PARTS = {"covid": "COVID", "non_covid": "NonCOVID"}
 # a preprint's number, or whatever stands before the page and picture numbers of a figure

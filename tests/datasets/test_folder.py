@@ -6,11 +6,13 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from bodies import write_dicom
 from PIL import Image
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from covidlib import datasets
 from covidlib.datasets import folder, slices
+
+PIXEL = np.zeros((1, 1), np.uint16)
 
 
 def write_image(path):
@@ -22,29 +24,10 @@ def write_image(path):
 def write_series(place, heights, axes=(1, 0, 0, 0, 1, 0), normal=(0, 0, 1), **tags):
     """One file per height in millimetres along `normal`, in the order given."""
     place.mkdir(parents=True)
-    series = pydicom.uid.generate_uid()
+    tags = {"SeriesInstanceUID": pydicom.uid.generate_uid(), "PixelSpacing": [0.7, 0.7],
+            "ImageOrientationPatient": list(axes), **tags}
     for number, height in enumerate(heights):
-        write_dicom(place / f"{number}.dcm", tags.get("PatientID", ""))
-        header = pydicom.dcmread(place / f"{number}.dcm")
-        header.SeriesInstanceUID, header.PixelSpacing = series, [0.7, 0.7]
-        header.ImagePositionPatient, header.ImageOrientationPatient = [height * n for n in normal], list(axes)
-        header.RescaleSlope, header.RescaleIntercept = 1, -1024
-        for keyword, value in tags.items():
-            if value is None:
-                del header[keyword]
-            else:
-                setattr(header, keyword, value)
-        header.save_as(place / f"{number}.dcm")
-
-
-def write_dicom(path, patient):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = pydicom.Dataset()
-    header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, pydicom.uid.generate_uid()
-    header.PatientID, header.Rows, header.Columns = patient, 1, 1
-    header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.save_as(path, enforce_file_format=True)
+        write_dicom(place / f"{number}.dcm", PIXEL, ImagePositionPatient=[height * n for n in normal], **tags)
 
 
 def test_class_folders(tmp_path):
@@ -89,13 +72,14 @@ def test_volumes_become_slices(tmp_path):
 
 def test_loose_dicom_files_are_grouped_by_patient_without_naming_them(tmp_path):
     for name, patient in {"covid/1": "Doe", "covid/2": "Doe", "normal/3": "Doe", "normal/4": ""}.items():
-        write_dicom(tmp_path / name, patient)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_dicom(tmp_path / name, PIXEL, PatientID=patient)
     patients = datasets.load("folder", tmp_path).manifest.patient.tolist()
     assert patients[0] == patients[1] == patients[2] != "" and patients[3] == ""
     assert "Doe" not in patients[0]
     again = datasets.load("folder", tmp_path).manifest
     assert again.patient.tolist() == patients
-    write_dicom(tmp_path / "covid" / "0", "Roe")  # another set: another salt, so that nobody looks keys up in a list
+    write_dicom(tmp_path / "covid" / "0", PIXEL, PatientID="Roe")  # of another set the salt is another
     assert datasets.load("folder", tmp_path).manifest.patient[1] not in patients
 
 
@@ -108,24 +92,6 @@ def test_manifest_csv(tmp_path):
     source = datasets.load("folder", tmp_path)
     assert source.manifest.patient.tolist() == ["007", "NA", "1"] and source.official_split
     assert source.classes == ("covid", "normal") and list(source.manifest)[-1] == "age"
-
-
-@pytest.mark.parametrize(
-    "text, what",
-    [
-        ("label\ncovid\n", "needs columns path,label"),
-        ("path,label\n", "at least one row"),
-        ("path,label\na.png,covid\nb.png,covid\n", "at least two classes"),
-        ("path,label,split\na.png,covid,train\nb.png,normal,dev\n", "Received: split='dev'"),
-        ("path,label,slice_index\na.png,covid,0\nb.png,normal,x\n", "slice_index must be"),
-    ],
-)
-def test_bad_manifests(tmp_path, text, what):
-    for name in ("a.png", "b.png"):
-        write_image(tmp_path / name)
-    (tmp_path / "manifest.csv").write_text(text)
-    with pytest.raises(ValueError, match=what):
-        datasets.load("folder", tmp_path)
 
 
 def test_every_bad_line_of_a_manifest_is_named(tmp_path):
@@ -229,15 +195,6 @@ def test_empty_folders(tmp_path):
         datasets.load("folder", tmp_path)
 
 
-def test_a_table_that_is_no_manifest_is_named(tmp_path):
-    for text, what in [(b"", "cannot be read as a CSV"), ("path,label\nä.png,x\n".encode("latin-1"), "in UTF-8"),
-                       (b"path,label,Patient\na.png,x,1\n", "in small letters")]:
-        (tmp_path / "manifest.csv").write_bytes(text)
-        with pytest.raises(ValueError, match=what) as error:
-            datasets.load("folder", tmp_path)
-        assert "manifest.csv" in str(error.value)
-
-
 def test_when_no_file_of_a_class_is_left_the_files_are_named(tmp_path):
     for label in ("covid", "normal"):
         (tmp_path / label).mkdir()
@@ -327,14 +284,21 @@ def test_parts_and_masks_of_a_manifest_as_people_write_them(tmp_path):
 
 
 @pytest.mark.parametrize("text, what", [
-    ("path,label\na.png,covid\nb,1.png,normal\n", "line 3 has 3 fields where the header has 2: put names that hold"),
-    ("path,label,slice_index\na.png,covid,0\nb.png,normal,1.5\n", "slice_index='1.5' in row 2, b.png"),
-    ("path,label,label\na.png,covid,x\n", "has a column twice"), ("\n,,\n", "it is empty")])
-def test_what_is_wrong_with_a_manifest_is_named_with_its_row(tmp_path, text, what):
+    (b"", "manifest.csv cannot be read as a CSV"), (b"\n,,\n", "it is empty"),
+    (b"label\ncovid\n", "needs columns path,label"), (b"path,label\n", "at least one row"),
+    (b"path,label,Patient\na.png,x,1\n", "manifest.csv needs .*in small letters"),
+    (b"path,label,label\na.png,covid,x\n", "has a column twice"),
+    ("path,label\n\u00e4.png,x\n".encode("latin-1"), "manifest.csv cannot be read as text.*in UTF-8"),
+    (b"path,label\na.png,covid\nb,1.png,normal\n", "line 3 has 3 fields where the header has 2: put names that hold"),
+    (b"path,label\na.png,covid\nb.png,covid\n", "at least two classes"),
+    (b"path,label,split\na.png,covid,train\nb.png,normal,dev\n", "Received: split='dev'"),
+    (b"path,label,slice_index\na.png,covid,0\nb.png,normal,x\n", "slice_index must be"),
+    (b"path,label,slice_index\na.png,covid,0\nb.png,normal,1.5\n", "slice_index='1.5' in row 2, b.png")])
+def test_bad_manifests(tmp_path, text, what):
     for name in ("a.png", "b.png", "b,1.png"):
         write_image(tmp_path / name)
-    (tmp_path / "manifest.csv").write_text(text)
-    with pytest.raises(ValueError, match=what):
+    (tmp_path / "manifest.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=f"(?s){what}"):
         datasets.load("folder", tmp_path)
 
 
