@@ -53,7 +53,7 @@ class DataError(ValueError):
         if len(self.problems) > _SHOWN:
             lines.append(f"... and {len(self.problems) - _SHOWN} more")
         super().__init__(f"{before}{len(self.problems)} files cannot be used:\n" + "\n".join(lines)
-                         + "\nMend or remove them, or give on_error='skip' to go on without them.")
+                         + "\nCorrect or remove them, or give on_error='skip' to go on without them.")
 
 
 def load(dataset, data_root=None, slices_per_class=None, seed=0, on_error="raise"):

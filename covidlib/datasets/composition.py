@@ -2,7 +2,7 @@
 
 `data_root` holds a sub-folder for each set, called like the set (`covid-ct-md`, `covidx-ct`, `sarscov2-ct`, ...).
 No public set names other viral pneumonia, the paper's second class. Where a `folder` of your own brings the class
-`viral`, it is used; else community-acquired pneumonia stands in its place, under its own name `cap`. `non_covid` and
+`viral`, it is used; else community-acquired pneumonia is used under its own name `cap`. `non_covid` and
 `other_disease` are neither normal nor viral and are left out.
 """
 
@@ -40,7 +40,7 @@ def load(root):
     chosen = _choose(table, dict(zip(classes, COUNTS, strict=True)))
     if not viral:
         notes.append("No set here names other viral pneumonia: community-acquired pneumonia (cap), which is not only "
-                     "viral, stands in the place of the paper's class.")
+                     "viral, is used for the paper's class.")
     return chosen, classes, [*notes, *_describe(chosen, classes)], problems
 
 
@@ -88,5 +88,5 @@ def _describe(chosen, classes):
              for label, found, wanted in zip(classes, counts.sum(axis=1), COUNTS, strict=True) if found < wanted]
     confounded = counts.shape[1] > 1 and (counts.div(counts.sum(axis=1), axis=0).nunique() > 1).any()
     if confounded:
-        notes.append("Class and source are confounded: a network may tell the sets apart in place of the disease.")
+        notes.append("Class and source are confounded: a network may distinguish the sets instead of the disease.")
     return [f"Slices by class and set - {'; '.join(shares)}.", *notes]

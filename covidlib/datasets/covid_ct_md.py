@@ -27,7 +27,7 @@ def load(root):
     """(manifest, classes, notes, problems) of the full set or of a part of it; reads the header of every slice.
 
     A folder per class (`COVID-19 subjects`, `Cap subjects`, `Normal subjects`; `cases` will do) holds a folder per
-    patient. Which slices are infected stands in Index.csv with Slice-level-labels-updated-1.npy or
+    patient. Which slices are infected is given by Index.csv with Slice-level-labels-updated-1.npy or
     Slice-level-labels.npy, as published, or in a slices.csv with columns file, patient, infection.
     """
     folders = {folder.name: label for folder in sorted(root.iterdir()) if (label := _class_of(folder))}
@@ -79,7 +79,7 @@ def _from_labels(root, found, folders):
     gaps = {Path(problem.path).parent.name for problem in problems} & set(marks)
     if gaps:  # the marks go by the order of all slices of a patient
         problems += [ReadError(root, f"holds a damaged slice of {name}, so that no mark of that patient is certain",
-                               "Mend it; until then the patient is left out") for name in sorted(gaps)]
+                               "Replace it; until then the patient is left out") for name in sorted(gaps)]
         table = table[~table.patient.isin(gaps)]
     infection = [marks[patient][place] if patient in marks and place < len(marks[patient]) else 0
                  for patient, place in zip(table.patient, table.slice_index, strict=True)]

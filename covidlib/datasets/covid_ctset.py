@@ -2,7 +2,7 @@
 
 Two layouts: the pictures that the authors' readers chose, `<anything><covid|normal>..._patient<N>_SR_<k>_IM<n>.tif`
 in one folder ("Train&Validation"), and whole series, `<covid|normal>.../patient<N>/SR_<k>/IM<n>.tif` ("COVID-CTset"),
-where slices of a COVID-19 patient that show no lesion are labelled covid too. Where both lie in the folder, the chosen
+where slices of a COVID-19 patient that show no lesion are labelled covid too. Where both are present, the chosen
 ones are used. Grey levels are stored, HU + 1024 by Patients_metadata.csv; a TIFF cannot say so, and no HU are claimed.
 """
 

@@ -91,7 +91,7 @@ def decode_dataset(source, image_size, cache_dir, features=None, on_error="raise
 def load_images(source, image_size, cache_dir=None):
     """The network's images of `source`, in manifest order: uint8 (N, image_size, image_size), see crop.
 
-    With `cache_dir` the array lies there, memory-mapped and read-only, under a name made of the files' content,
+    With `cache_dir` the array is stored there, memory-mapped and read-only, under a name made of the files' content,
     the size and the code that reads them; of two processes that want the same one decodes and the other waits.
     Raises datasets.DataError naming all files that are no CT slices or, where they are decoded, not those whose sha256
     the manifest has; PermissionError where `cache_dir` is read-only.
@@ -177,13 +177,13 @@ def _read(path, index, mask):
 
 
 def preprocess_slice(path, slice_index, image_size, mask=None):
-    """What the network sees of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
+    """The network's image of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
     picture, _, lung = read(path, slice_index, mask)
     return crop.crop_to_lungs(picture, image_size, lung)[0]
 
 
 def lesion_map(root, path, image_size):
-    """bool (S, S): the lesions of a phantom where the network sees them."""
+    """bool (S, S): the lesions of a phantom in the network's image of it."""
     with Image.open(Path(root, "masks", path).with_suffix(".png")) as truth:
         return crop.warp_mask(np.asarray(truth) == 2, image_size, read(Path(root, path), 0)[2])
 

@@ -1,7 +1,7 @@
 """Fetch a public set where that needs no login: `python -m covidlib.datasets.download ucsd-covid-ct /where/to`.
 
-Nothing appears in the folder before all of it has come, been checked and been unpacked. What an interrupted download
-left lies beside it, and the next call goes on from there.
+Nothing appears in the folder before everything is downloaded, checked and unpacked. An interrupted download is kept
+next to it, and the next call resumes it.
 """
 
 import argparse
@@ -32,8 +32,8 @@ class FetchError(RuntimeError):
 def fetch(dataset, data_root):
     """Fetch `dataset` into the new or empty folder `data_root`; a list of sentences on what was and was not checked.
 
-    FetchError where a login or a licence stands in between (it says what to get, where, and where to put it), where
-    the server is away or broke off, and where a file is not what it should be. `data_root` is then as it was.
+    FetchError where a login or a licence is needed (with instructions), where the server fails, and where a file is not
+    the expected one. `data_root` is then unchanged.
     """
     root = Path(data_root).absolute()
     if dataset in BY_HAND:
@@ -155,7 +155,7 @@ def main(arguments=None):
         notes = fetch(options.dataset, options.data_root)
     except FetchError as error:
         sys.exit(str(error))
-    print("\n".join([f"{options.dataset} lies in {options.data_root}.", *notes]))
+    print("\n".join([f"{options.dataset} is in {options.data_root}.", *notes]))
 
 
 if __name__ == "__main__":

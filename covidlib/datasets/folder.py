@@ -1,7 +1,7 @@
 """Your own slices: a folder per class, or a manifest.csv that lists them.
 
 `<class>/...`, or `train|val|test/<class>/...` for a split of your own, in capitals too. A folder inside a class is a
-patient, and so is a volume; DICOM files that lie loose in a class are grouped by their PatientID (of
+patient, and so is a volume; DICOM files directly in a class are grouped by their PatientID (of
 which only a hash is kept). Volumes (NIfTI, multi-page TIFF, multi-frame DICOM) and DICOM series become
 their slices, see slices.expand.
 """
@@ -67,7 +67,7 @@ def _from_csv(root):
         table["mask"] = listing.as_found(table["mask"], found[0])
         lost = keep & (table["mask"] != "") & ~table["mask"].isin(found[0])
         problems += [ReadError(root / mask, "is listed in manifest.csv as a mask and is no file within data_root",
-                               "Mend manifest.csv") for mask in table["mask"][lost].unique()]
+                               "Correct manifest.csv") for mask in table["mask"][lost].unique()]
         keep &= ~lost
     table["path"] = table.path.where(keep, "")  # an unusable file still says that its class exists
     alike = ["path", "slice_index"] if "slice_index" in table else ["path"]
@@ -104,9 +104,9 @@ def _from_folders(root):
     if empty or not rows:
         names = ", ".join(sorted(empty)) or "any class"
         raise FileNotFoundError(f"{root} holds no images of {names}. {_LAYOUT}.")
-    beside = _loose_images(root, [root, *parts])
-    notes = [f"{len(beside)} images lie beside the class folders and were left out, such as {beside[0]}."
-             ] if beside else []
+    loose = _loose_images(root, [root, *parts])
+    notes = [f"{len(loose)} images lie next to the class folders and were left out, such as {loose[0]}."
+             ] if loose else []
     return pd.DataFrame(rows), problems, notes
 
 
@@ -120,7 +120,7 @@ def _note_passed_over(root, table, passed_over):
 
 
 def _loose_images(root, folders):
-    """Images that lie in these folders themselves, relative to `root`."""
+    """Images directly in these folders, relative to `root`."""
     return [file.relative_to(root).as_posix() for folder in folders for file in sorted(folder.iterdir())
             if file.is_file() and not listing.is_left_behind(file.name) and _may_be_image(file)]
 
@@ -147,7 +147,7 @@ def _refuse_twins(root, classes):
 
 
 def _under_two_labels(root, table):
-    """A ReadError for each file whose bytes stand under another label too; whole files are compared where needed."""
+    """A ReadError for each file that occurs under another label too; whole files are read only where needed."""
     files = table.drop_duplicates("path")[["path", "label"]]
     for key in (lambda file: file.stat().st_size, _beginning, sha256):
         files = files.assign(key=[key(root / path) for path in files.path])

@@ -53,7 +53,7 @@ def settle(root, table, found, where):
     """(rows that can be used, problems) of `table` (path, label, split and more), as listed in the file `where`.
 
     `found` is what `find` gave. Paths may be written as in Windows, with ./ or in another Unicode form. A listed file
-    that is absent, or that stands under two labels or in two parts of the split, is a ReadError and none of its rows is
+    that is absent, or that has two labels or two parts of the split, is a ReadError and none of its rows is
     kept; a row that only repeats another is dropped.
     """
     paths, problems = found
@@ -117,9 +117,9 @@ def _missing(root, path, where):
     try:
         inside(root, path)
     except ValueError:
-        return ReadError(root / path, f"is listed in {where} and lies outside data_root", f"Mend {where}")
+        return ReadError(root / path, f"is listed in {where} and lies outside data_root", f"Correct {where}")
     if not path:
-        return ReadError(root, f"stands in a row of {where} without a path", f"Mend {where}")
+        return ReadError(root, f"is listed in a row of {where} without a path", f"Correct {where}")
     if (root / path).is_dir():
         return ReadError(root / path, f"is listed in {where} and is a folder", "List the files in it")
     if (root / path).exists():

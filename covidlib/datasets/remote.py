@@ -1,4 +1,4 @@
-"""Where the public sets lie: files that need no login, and what to do by hand about the others."""
+"""Addresses of the public sets that need no login, and instructions for the others."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -53,7 +53,7 @@ SETS = {
         Remote(f"{_MD}Index.csv", "Index.csv"),
         Remote(f"{_MD}Slice-level-labels-updated-1.npy", "Slice-level-labels-updated-1.npy"),
     ), 60, "https://github.com/ShahinSHH/COVID-CT-MD",
-        "Its licence stands on its figshare page (12991592): read it before you use the set."),
+        "Its licence is on its figshare page (12991592): read it before you use the set."),
 }
 BY_HAND = {
     "sarscov2-ct": "Kaggle asks for a login (licence CC BY-NC-SA 4.0). Get the archive from "

@@ -37,5 +37,5 @@ def load(root):
              "paper's class of other viral pneumonia."]
     unknown = int((manifest.patient == "").sum())
     if unknown:
-        notes.append(f"{unknown} slices lie in no patient's folder, so that their patient is not known.")
+        notes.append(f"{unknown} slices are in no patient's folder, so that their patient is not known.")
     return manifest, _CLASSES, notes, problems

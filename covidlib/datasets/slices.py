@@ -84,11 +84,11 @@ def _expand_dicom(groups, left_out):
             rows += shown
     if without_hu:
         notes.append(f"{without_hu} DICOM files have no rescale tags: their values are taken as Hounsfield units where "
-                     "they look like it, and are else seen through their own range. Export them from the scanner's own "
+                     "they look like it, and are else scaled by their own range. Export them from the scanner's own "
                      "DICOM.")
     shared = [sorted(names - {""}) for names in people.values() if len(names - {""}) > 1]
     if shared:
-        notes.append(f"{len(shared)} PatientIDs stand in several folders, such as {' and '.join(shared[0][:2])}: where "
+        notes.append(f"{len(shared)} PatientIDs occur in several folders, such as {' and '.join(shared[0][:2])}: where "
                      "they are one person, split as several, put them into one folder of one class.")
     return rows, problems, notes
 

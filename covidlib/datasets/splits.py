@@ -90,8 +90,8 @@ def check(split, fold):
 def choose(source, split="own", fold=-1, seed=0):
     """(source with its split, notes): what `split` and `fold` of the notebooks ask for, see `check`.
 
-    "own" is the split that the set brings along or one by patient, dealt out by `seed`; its folds are dealt out by 0
-    whatever the seed, so that all runs share them. A shipped split needs the manifest's column sha256.
+    "own" is the split that the set brings along or one by patient, dealt out by `seed`; its folds are always dealt out
+    by 0, so that all runs share them. A shipped split needs the manifest's column sha256.
     """
     check(split, fold)
     if split != "own":

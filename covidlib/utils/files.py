@@ -59,7 +59,7 @@ def owned(prefix) -> str:
 
 
 def orphans(folder, prefix) -> list[Path]:
-    """What lies in `folder` under names of `owned(prefix)`, of processes of this machine that have ended."""
+    """Files in `folder` with names of `owned(prefix)`, of processes of this machine that have ended."""
     return [path for path in Path(folder).glob(f"{prefix}*-*-*-*")
             if _has_ended(*path.name.removeprefix(prefix).rsplit("-", 3)[:3])]
 

@@ -186,4 +186,4 @@ def test_sets_behind_a_login_say_what_to_do(tmp_path, capsys):
 
 def test_command_line(archive, tmp_path, capsys):
     download.main(["covid-ct-md", str(tmp_path / "root")])
-    assert "covid-ct-md lies in" in capsys.readouterr().out
+    assert "covid-ct-md is in" in capsys.readouterr().out

@@ -224,7 +224,7 @@ def test_one_patient_id_in_several_folders_is_noted(tmp_path):
         write_series(tmp_path / place, [0, 1], PatientID="SAME")
     manifest, _, notes, _ = folder.load(tmp_path)
     assert manifest.patient.nunique() == 3
-    assert "1 PatientIDs stand in several folders, such as covid/P1 and covid/P2" in notes[-1]
+    assert "1 PatientIDs occur in several folders, such as covid/P1 and covid/P2" in notes[-1]
     assert "SAME" not in notes[-1] and "SAME" not in manifest.to_csv()
 
 
@@ -306,13 +306,13 @@ def test_images_beside_the_class_folders_are_noted(tmp_path):
     for name in ("covid/a.png", "normal/b.png", "loose.png"):
         write_image(tmp_path / name)
     assert datasets.load("folder", tmp_path).notes == [
-        "1 images lie beside the class folders and were left out, such as loose.png."]
+        "1 images lie next to the class folders and were left out, such as loose.png."]
 
 
 @pytest.mark.parametrize("rows, what", [
     ("a.png,covid,P1,\na.png,covid,P2,\nb.png,normal,P3,\n", "twice, with another patient .P1 and P2."),
     ("a.png,covid,P1,b.png\na.png,covid,P1,\nb.png,normal,P3,\n", "twice, with another mask"),
-    (",covid,P1,\na.png,covid,P1,\nb.png,normal,P3,\n", "stands in a row of manifest.csv without a path"),
+    (",covid,P1,\na.png,covid,P1,\nb.png,normal,P3,\n", "is listed in a row of manifest.csv without a path"),
     ("sub,covid,P1,\na.png,covid,P1,\nb.png,normal,P3,\n", "is listed in manifest.csv and is a folder"),
     (".c.png,covid,P1,\na.png,covid,P1,\nb.png,normal,P3,\n", "is hidden")])
 def test_rows_that_contradict_each_other_or_name_no_file(tmp_path, rows, what):

@@ -60,7 +60,7 @@ def test_multiclass(tmp_path, wrapper):
     manifest, classes, notes, problems = sarscov2_ct_multiclass.load(tmp_path)
     assert classes == ("covid", "normal", "other_disease") and len(manifest) == 13 and len(problems) == 1
     assert manifest.patient.nunique() == 7 and "normal/Patient (2)" in set(manifest.patient)
-    assert any("1 slices lie in no patient's folder" in note for note in notes)
+    assert any("1 slices are in no patient's folder" in note for note in notes)
     assert any("not the paper's class" in note for note in notes)
     first = manifest[manifest.patient == "covid/Patient (1)"]
     names = first.path.str.rsplit("/").str[-1]
