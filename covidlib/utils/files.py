@@ -103,7 +103,7 @@ def unzip(archive, folder, max_bytes, max_files) -> int:
     """Unpack a zip archive into `folder`, regular files below it alone; returns their bytes.
 
     ValueError, before anything is written, for more than `max_files` files, more than `max_bytes` or than the disk has
-    room for, a link, or a path that leads elsewhere; and for an archive that is damaged or encrypted.
+    room for, a link, a path that leads elsewhere or occurs twice; and for an archive that is damaged or encrypted.
     """
     folder = Path(folder)
     try:
@@ -115,6 +115,8 @@ def unzip(archive, folder, max_bytes, max_files) -> int:
             if size > max_bytes:
                 raise ValueError(f"the archive holds more than {max_bytes / 1e6:.0f} MB when unpacked.")
             targets = [folder / _path_of(member) for member in members]
+            if len(set(targets)) < len(targets):
+                raise ValueError("the archive holds two files of one path. Nothing of it is used.")
             folder.mkdir(parents=True, exist_ok=True)
             require_room(folder, size)
             for member, target in zip(members, targets, strict=True):

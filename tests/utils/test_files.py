@@ -1,12 +1,13 @@
-"""Whose a temporary file is, and whether that process has ended."""
+"""Temporary files of ended processes, archives, and words for messages."""
 
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
-from covidlib.utils import files
+from covidlib.utils import files, text
 
 
 def test_of_this_process_nothing_is_left_behind_and_of_an_ended_one_all(tmp_path):
@@ -29,3 +30,21 @@ def test_a_number_that_another_process_has_and_another_machine(tmp_path, change,
     path = tmp_path / "-".join([*change(host, pid, born), "one"])
     path.touch()
     assert files.orphans(tmp_path, "") == [path] * orphan
+
+
+def test_an_archive_with_two_files_of_one_path_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a/b.png", "a\\b.png"):
+            archive.writestr(name, "x")
+    with pytest.raises(ValueError, match="two files of one path"):
+        files.unzip(tmp_path / "a.zip", tmp_path / "out", 100, 10)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, near", [("epoch", "epochs"), ("xyz", ""), (3, "")])
+def test_the_nearest_name(name, near):
+    assert text.nearest(name, ["epochs", "seed"]) == near
+
+
+def test_the_first_few():
+    assert text.first_few(iter("abc"), 2) == "a; b; ..." and text.first_few("ab", 2) == "a; b"
