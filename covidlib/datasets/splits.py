@@ -189,25 +189,24 @@ def _deal_classes(manifest, groups, fractions, seed):
 
 def _deal(sizes, fractions, rng):
     """int (groups,): the parts for one class, of up to 25 seeded deals (of many groups, one) the nearest to them."""
-    used = np.flatnonzero(fractions)
     target = fractions * sizes.sum()
-    best, least = None, np.inf
-    for _ in range(int(np.clip(50_000 // len(sizes), 1, 25))):
-        parts = np.empty(len(sizes), int)
-        filled, members = np.zeros(len(fractions)), np.zeros(len(fractions), int)
-        order, empty = rng.permutation(len(sizes)), used
-        for position, group in enumerate(order):
-            open_parts = empty if len(order) - position <= len(empty) else used
-            part = open_parts[np.argmax(target[open_parts] - filled[open_parts])]
-            parts[group] = part
-            filled[part] += sizes[group]
-            members[part] += 1
-            if len(empty):
-                empty = used[members[used] == 0]
-        distance = np.abs(filled - target).sum()
-        if distance < least:
-            best, least = parts, distance
-    return best
+    deals = (_deal_once(sizes, target, rng) for _ in range(int(np.clip(50_000 // len(sizes), 1, 25))))
+    return min(deals, key=lambda parts: np.abs(np.bincount(parts, sizes, len(target)) - target).sum())
+
+
+def _deal_once(sizes, target, rng):
+    """Each group, in random order, goes to the part that lacks most; the last groups go to parts that are empty."""
+    used = np.flatnonzero(target)
+    parts, filled, empty = np.empty(len(sizes), int), np.zeros(len(target)), used
+    order = rng.permutation(len(sizes))
+    for position, group in enumerate(order):
+        allowed = empty if len(order) - position <= len(empty) else used
+        part = allowed[np.argmax(target[allowed] - filled[allowed])]
+        parts[group] = part
+        filled[part] += sizes[group]
+        if len(empty):
+            empty = used[filled[used] == 0]
+    return parts
 
 
 def _with_split(manifest, parts):
