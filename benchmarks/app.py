@@ -84,9 +84,9 @@ def draw(root):
 def answered(home, series):
     """((median, quartiles) of ASKED slices, seconds for the whole scan)."""
     page = Viewer(home, series)
-    page._loading.wait(300)
+    page._loading.join(300)
     page.open(series)
-    if len(page.asked) != 2 or len(page.scan) != SLICES:
+    if len(page.networks) != 2 or len(page.scan) != SLICES:
         raise RuntimeError(f"the page is not ready: {page.message.value}")
     page.overlay.value = explain.ALL
     page._painter.wait()
@@ -98,8 +98,8 @@ def answered(home, series):
         seconds.append(time.perf_counter() - start)
     page.scan.forget()
     start = time.perf_counter()
-    page.ask.click()
-    page._job.wait(600)
+    page.classify.click()
+    page._job.join(600)
     whole = time.perf_counter() - start
     if page.series is None or len(page.series) != SLICES:
         raise RuntimeError(f"the scan was not answered: {page.message.value}")

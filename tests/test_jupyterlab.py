@@ -60,7 +60,7 @@ def test_run_all(lab, chromium, name):
     assert errors.count() == 0, errors.first.inner_text()
     if name == "app":
         page.locator(".covidlib-notice").wait_for()
-        page.get_by_label("Or a phantom").select_option(index=1)
+        page.get_by_label("Phantom").select_option(index=1)
         answers = page.locator(".covidlib-pictures h3")
         answers.first.wait_for(timeout=120_000)
         assert answers.all_inner_texts() == ["improved"], "the network that notebook 03 trained answers"

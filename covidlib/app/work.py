@@ -1,14 +1,15 @@
-"""Work beside the page, so that it goes on answering."""
+"""Work in threads, so that the page responds meanwhile."""
 
 import threading
 import traceback
+from concurrent import futures
 from pathlib import Path
 
 from covidlib import readers
 
 
 def sentence(error):
-    """What a reader is told of an exception: never the folder that a file lies in."""
+    """An exception for readers, without the folder of a file."""
     if isinstance(error, readers.ReadError):
         name = Path(error.path).name
         return f"{name}: {error.reason}. {error.hint}.".replace(str(error.path), name)
@@ -17,77 +18,38 @@ def sentence(error):
     return str(error) or type(error).__name__
 
 
-def _note(error):
-    """A traceback for the log of what nobody foresaw; bad files are told on the page."""
-    if not isinstance(error, (ValueError, OSError)):
-        traceback.print_exception(error)
+def _report(function, on_error):
+    """Call a function, and `on_error` with its exception; unforeseen ones are logged, too."""
+    try:
+        function()
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError)):
+            traceback.print_exception(error)
+        on_error(error)
 
 
 class Latest:
-    """Calls `function` in a thread of its own, for the last request alone where several came meanwhile.
-
-    on_error: called with an exception of the function.
-    """
+    """Calls `function` in a thread, once for all requests that come while it runs; on_error: called with exceptions."""
 
     def __init__(self, function, on_error):
-        self._function, self._on_error = function, on_error
-        self._changed, self._wanted, self._busy = threading.Condition(), False, False
-        threading.Thread(target=self._run, daemon=True).start()
+        self._work = function, on_error
+        self._pool, self._pending, self._lock = futures.ThreadPoolExecutor(1), None, threading.Lock()
 
     def request(self):
-        with self._changed:
-            self._wanted = True
-            self._changed.notify_all()
+        with self._lock:
+            if self._pending:
+                self._pending.cancel()  # unless it runs
+            self._pending = self._pool.submit(_report, *self._work)
 
     def wait(self, seconds=60):
-        """Until nothing is asked for any more; False where that takes longer."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._wanted and not self._busy, seconds)
-
-    def _run(self):
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._wanted)
-                self._wanted, self._busy = False, True
-            try:
-                self._function()
-            except Exception as error:
-                _note(error)
-                self._on_error(error)
-            finally:
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
+        """Until all requests are done; False where that takes longer."""
+        return self._pending is None or not futures.wait([self._pending], seconds).not_done
 
 
-class Job:
-    """One piece of work in a thread, which looks at `cancelled` now and then.
-
-    function: called with the Job; on_error as in Latest.
-    """
+class Job(threading.Thread):
+    """function(job) in a thread, which is to look at `cancelled`, an Event, now and then; on_error as in Latest."""
 
     def __init__(self, function, on_error):
-        self._cancel = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(function, on_error), daemon=True)
-        self._thread.start()
-
-    @property
-    def cancelled(self):
-        return self._cancel.is_set()
-
-    @property
-    def running(self):
-        return self._thread.is_alive()
-
-    def cancel(self):
-        self._cancel.set()
-
-    def wait(self, seconds=None):
-        self._thread.join(seconds)
-
-    def _run(self, function, on_error):
-        try:
-            function(self)
-        except Exception as error:
-            _note(error)
-            on_error(error)
+        super().__init__(target=lambda: _report(lambda: function(self), on_error), daemon=True)
+        self.cancelled = threading.Event()
+        self.start()

@@ -1,20 +1,19 @@
-"""A trained network's answer to somebody's own scans: a file or a folder in, a table and an HTML sheet out.
+"""Predictions for somebody's own scans: a file or a folder in, tables and an HTML sheet out.
 
-Research software, not for diagnosis. The network knows only the classes and the kind of picture it was
-trained on, and answers with one of them whatever it is shown: the column `quality_warnings` says what is unlike that.
+Research software, not for diagnosis. A network predicts one of its classes for any image: the column
+`quality_warnings` says in what a slice differs from the training slices.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
-import math
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import jinja2
 import numpy as np
 import pandas as pd
 
@@ -32,10 +31,10 @@ NOTICE = "Research software, not for diagnosis."
 def load(model_path):
     """A trained model and the names of its classes.
 
-    model_path: a run directory's `model.keras`, or a folder that `export.write` made, which is run by OpenVINO in
-    float32. Raises FileNotFoundError where the model, or the `run.json` beside it, is missing: a network without
-    the names of its classes cannot be read. ValueError for another kind of file, and for a model that holds code
-    (Lambda layers, functions of other packages) or is damaged: nothing of it is run.
+    model_path: a run directory's `model.keras`, or a folder that `export.write` made, which OpenVINO runs in float32.
+    Raises FileNotFoundError where the model or `run.json`, which names its classes, is missing; ValueError for another
+    kind of file, and for a model that is damaged or holds code (Lambda layers, functions of other packages), which is
+    not run.
     """
     path = Path(model_path)
     if path.is_dir():
@@ -47,7 +46,7 @@ def load(model_path):
             raise FileNotFoundError(f"no {needed.name} at {needed}. Train one with notebook 03_training, or give the "
                                     "model.keras of a run directory, or an exported folder. "
                                     f"Received: model_path={model_path}")
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):  # a whole-model .h5, also one that is a zip as well
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):  # .h5, also one that is a zip as well
         raise ValueError(f"{path.name} is no .keras file. Give the model.keras of a run directory, or an exported "
                          f"folder. Received: model_path={model_path}")
     import keras
@@ -56,16 +55,16 @@ def load(model_path):
 
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises what it comes upon
+    except Exception as error:  # Keras documents no type
         raise ValueError(f"{path.name} was refused: it is damaged, or holds more than layers of Keras and covidlib. "
                          f"({str(error).strip().splitlines()[0]}) Received: model_path={model_path}") from error
     return model, tuple(json.loads(record.read_text(encoding="utf-8"))["classes"])
 
 
-def known_of(model_path):
-    """answers.facts of the model of a run directory as attributes; of another model `temperature` and `typical`, None.
+def model_facts(model_path):
+    """explained.facts of the model of a run directory as attributes; of an exported one `temperature`, `typical`: None.
 
-    The temperature is fitted on the run's validation slices, `typical`: quality.feature_ranges of its training slices.
+    temperature: fitted on the validation slices; typical: quality.feature_ranges of the training slices.
     """
     folder = Path(model_path).parent
     if Path(model_path).is_dir() or not (folder / "predictions.csv").is_file():
@@ -74,25 +73,23 @@ def known_of(model_path):
 
 
 def weights_file(model_path):
-    """The file with the weights that `load` takes, for its checksum."""
+    """The file with the weights that `load` reads, for its checksum."""
     return Path(model_path, "model.bin") if Path(model_path).is_dir() else Path(model_path)
 
 
 def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All slices under a file or folder: `(path, patient, slice_index)`, and `(path, error)` for files of no use.
+    """All slices of a file or folder, `(path, patient, slice_index)`, and `(path, error)` of unusable files.
 
-    Headers are read, and slices are not: what of them is damaged shows when they are.
-
-    Paths are relative to the folder; the patient is the folder a file lies in. Volumes and series give a row per slice,
-    from the feet up, as scans.find reads them; of a series that is turned to axial, the path is its first file's. Links
-    that lead out of the folder are not followed, but listed: they may lead to what nobody wants on a sheet.
+    Only headers are read. Paths are relative to the folder; the patient is the folder of a file. Volumes and series
+    have a row per slice, from the feet up, as in scans.find; of a series that is turned to axial, the path is its first
+    file's. Links that lead out of the folder are errors: nobody may want their targets on a sheet.
     """
     slices, errors = _find(input_path)
-    return pd.DataFrame([row for _, _, row in slices], columns=["path", "patient", "slice_index"]), errors
+    return pd.DataFrame([row for _, _, row in slices], columns=["path", "patient", "slice_index"]), _table(errors)
 
 
 def pictures(input_path, rows):
-    """uint8 (H, W) of every row (a mapping with path and slice_index) of `find_slices`, in the lung window."""
+    """uint8 (H, W), in the lung window, of rows (mappings with path and slice_index) of `find_slices`."""
     slices, _ = _find(input_path)
     places = {(row["path"], row["slice_index"]): (scan, number) for scan, number, row in slices}
     chosen = [places[row["path"], row["slice_index"]] for row in rows]
@@ -100,13 +97,13 @@ def pictures(input_path, rows):
 
 
 def _find(input_path):
-    """([(scan, number within it, its row), ...], errors as in `find_slices`)."""
+    """([(scan, number within it, its row), ...], list of errors as `_error` gives them)."""
     top = Path(input_path)
     if not top.exists():
         raise FileNotFoundError(f"no such file or folder. Received: input_path={input_path}")
-    root = _root(top)
+    root = top if top.is_dir() else top.parent
     try:
-        found, problems = scans.find(top, limit=math.inf) if top.is_dir() else ([scans.of_file(top)], [])
+        found, problems = scans.find(top) if top.is_dir() else ([scans.of_file(top)], [])
     except readers.ReadError as error:
         found, problems = [], [error]
     slices = []
@@ -115,89 +112,99 @@ def _find(input_path):
             name = Path(file).relative_to(root)
             slices.append((scan, number, {"path": name.as_posix(), "patient": name.parent.as_posix(),
                                           "slice_index": index}))
-    errors = [(Path(problem.path).relative_to(root).as_posix(), f"{problem.reason}. {problem.hint}.")
-              for problem in problems]
-    return slices, pd.DataFrame(errors, columns=["path", "error"])
+    return slices, [_error(Path(problem.path).relative_to(root).as_posix(), problem) for problem in problems]
 
 
-def _root(input_path):
-    return Path(input_path) if Path(input_path).is_dir() else Path(input_path).parent
+def _error(path, error):
+    return {"path": path, "error": f"{error.reason}. {error.hint}."}
+
+
+def _table(errors):
+    return pd.DataFrame(errors, columns=["path", "error"])
 
 
 def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.DataFrame:
-    """Classify every slice of `input_path` and write `predictions.csv`, `patients.csv`, `errors.csv`, `sheet.html`.
+    """Classify every slice of `input_path`; write `predictions.csv`, `patients.csv`, `errors.csv` and `sheet.html`.
 
-    Returns the predictions: `path, patient, slice_index, predicted, p_<class>..., lung, doubts`; probabilities after
-    the temperature of `known_of`, `lung` whether one was found, `quality_warnings` sentences on what is unlike the
-    training slices. A file that cannot be read is listed in `errors.csv` and the rest goes on. Raises ValueError where
-    no file can be read.
+    Returns the predictions: `path, patient, slice_index, predicted, p_<class>..., lung, quality_warnings`.
+    Probabilities are calibrated by the temperature of `model_facts`; lung: whether one was found. Files that cannot be
+    read are listed in `errors.csv`. Raises ValueError where no file can be read.
     """
     from tqdm.auto import tqdm
 
     model, classes = load(model_path)
-    known, size = known_of(model_path), model.input_shape[1]
+    facts, size = model_facts(model_path), model.input_shape[1]
     slices, errors = _find(input_path)
-    rows, faults, pictures = [], errors.to_dict("records"), {}
-    progress = tqdm(range(0, len(slices), batch_size), desc="slices", disable=None)
-    for start in progress:
-        images, kept = [], []
-        for scan, number, row in slices[start:start + batch_size]:
-            try:
-                picture = scan.picture(number)
-            except readers.ReadError as error:
-                fault = {"path": row["path"], "error": f"{error.reason}. {error.hint}."}
-                faults += [fault] if fault not in faults[-1:] else []  # a volume is one fault, not one for each slice
-                continue
-            body, lung = lungs.segment(picture)
-            images.append(crop.crop_to_lungs(picture, size, lung)[0])
-            found = [*scan.quality_warnings(number),
-                     *quality.slice_warnings(picture, lung, body, images[-1], known.typical)]
-            kept.append(row | {"lung": bool(lung.any()), "quality_warnings": " ".join(found)})
-        for scan in {id(scan): scan for scan, _, _ in slices[start:start + batch_size]}.values():
-            if start + batch_size < len(slices) and scan is not slices[start + batch_size][0]:
+    rows, most_suspicious = [], {}
+    for start in tqdm(range(0, len(slices), batch_size), desc="slices", disable=None):
+        batch, next_scan = slices[start:start + batch_size], [scan for scan, *_ in slices[start + batch_size:][:1]]
+        own, images = _prepare(batch, size, facts.typical, errors)
+        for scan in {id(scan): scan for scan, _, _ in batch}.values():
+            if next_scan and scan is not next_scan[0]:
                 scan.forget()
         if not images:
             continue
-        probabilities = _ask(model, np.stack(images))
-        if known.temperature:
-            probabilities = calibration.scale(probabilities, known.temperature)
-        for row, image, p in zip(kept, images, probabilities, strict=True):
-            last = {name: row.pop(name) for name in ("lung", "quality_warnings")}
+        for row, image, p in zip(own, images, _probabilities(model, np.stack(images), facts.temperature), strict=True):
             rows.append(row | {"predicted": classes[int(p.argmax())]}
-                        | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)} | last)
-            suspicion = 1 - p[-1]
-            if suspicion > pictures.get(row["patient"], (-1, None))[0]:
-                pictures[row["patient"]] = suspicion, image
+                        | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)})
+            if 1 - p[-1] > most_suspicious.get(row["patient"], (-1, None))[0]:
+                most_suspicious[row["patient"]] = 1 - p[-1], image
     if not rows:
-        raise ValueError(f"no readable slice among {len(faults)} files. Received: input_path={input_path}. "
-                         f"First error: {faults[0]['error'] if faults else 'the folder is empty'}")
+        raise ValueError(f"no readable slice among {len(errors)} files. Received: input_path={input_path}. "
+                         f"First error: {errors[0]['error'] if errors else 'the folder is empty'}")
     predictions = pd.DataFrame(rows)
+    last = ["lung", "quality_warnings"]
+    predictions = predictions[[*predictions.columns.drop(last), *last]]
     patients = by_patient(predictions, classes)
-    sheet = _sheet(patients, pd.DataFrame(faults, columns=["path", "error"]),
-                   {patient: image for patient, (_, image) in pictures.items()}, _told(model, known),
-                   {note: None for scan, _, _ in slices for note in scan.notes})
-    _write(output_dir, predictions, patients, pd.DataFrame(faults, columns=["path", "error"]), sheet)
+    sheet = _sheet(patients, errors, {patient: image for patient, (_, image) in most_suspicious.items()},
+                   model.name, facts, dict.fromkeys(note for scan, _, _ in slices for note in scan.notes))
+    for name, table in (("errors", _table(errors)), ("patients", patients), ("predictions", predictions)):
+        write_atomically(Path(output_dir, f"{name}.csv"), table.to_csv(index=False))
+    write_atomically(Path(output_dir, "sheet.html"), sheet)
     return predictions
 
 
-def _ask(model, images):
-    """Probabilities (B, classes) of uint8 (B, S, S)."""
+def _prepare(batch, size, typical, errors):
+    """(rows with lung and quality_warnings, images uint8 (size, size)) of those that can be read; else into errors."""
+    rows, images = [], []
+    for scan, number, row in batch:
+        try:
+            picture = scan.picture(number)
+        except readers.ReadError as error:
+            if (own := _error(row["path"], error)) not in errors[-1:]:  # a volume has one error, not one per slice
+                errors.append(own)
+            continue
+        body, lung = lungs.segment(picture)
+        images.append(crop.crop_to_lungs(picture, size, lung)[0])
+        warnings = [*scan.quality_warnings(number), *quality.slice_warnings(picture, lung, body, images[-1], typical)]
+        rows.append(row | {"lung": bool(lung.any()), "quality_warnings": " ".join(warnings)})
+    return rows, images
+
+
+def _probabilities(model, images, temperature):
+    """(B, classes) of uint8 (B, S, S)."""
     if isinstance(model, export.Exported):
-        return model(images)
-    return np.asarray(model.predict_on_batch(images[..., None].astype("float32")))
+        scores = model(images)
+    else:
+        scores = np.asarray(model.predict_on_batch(images[..., None].astype("float32")))
+    return calibration.scale(scores, temperature) if temperature else scores
+
+
+def with_lung(table):
+    """The rows of slices with lung, all rows where no slice has any: a patient's mean is over these."""
+    return table[table["lung"]] if table["lung"].any() else table
 
 
 def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:
-    """Mean probabilities over each patient's slices, and the class of the largest mean.
+    """Mean probabilities over each patient's slices `with_lung`, and the class of the largest mean.
 
-    As in the app, slices without lung are left out where a patient has others. Columns: `patient, slices, used,
-    doubtful, predicted, p_<class>..., suspicious`; doubtful: slices with a doubt; suspicious: the slice (path, index)
-    whose probability of the last class, `normal` or `non_covid`, is least.
+    Columns: `patient, slices, used, slices_with_warnings, predicted, p_<class>..., suspicious`; suspicious: the slice
+    (path, number) with the smallest probability of the last class, `normal` or `non_covid`.
     """
     columns = [f"p_{name}" for name in classes]
     rows = []
     for patient, own in predictions.groupby("patient"):
-        used = own[own["lung"]] if own["lung"].any() else own
+        used = with_lung(own)
         mean = used[columns].mean()
         worst = own.loc[own[columns[-1]].idxmin()]
         rows.append({"patient": patient, "slices": len(own), "used": len(used),
@@ -207,21 +214,7 @@ def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _told(model, known):
-    """Which network answers, and how far it is to be believed."""
-    trained = explained.describe(known) if hasattr(known, "variant") else f"{model.name}."
-    scaled = f"after temperature {known.temperature:.2f}" if known.temperature else "as trained, not calibrated"
-    usual = "" if known.typical else " Its training slices are not at hand to compare with."
-    return f"{trained} Probabilities {scaled}.{usual}"
-
-
-def _write(output_dir, predictions, patients, errors, sheet):
-    for name, text in [("errors.csv", errors.to_csv(index=False)), ("patients.csv", patients.to_csv(index=False)),
-                       ("sheet.html", sheet), ("predictions.csv", predictions.to_csv(index=False))]:
-        write_atomically(Path(output_dir, name), text)
-
-
-def _sheet(patients, errors, images, told, notes) -> str:
+def _sheet(patients, errors, images, name, facts, notes) -> str:
     """One HTML page without links: a row and a picture per patient, then the files that could not be read."""
     from PIL import Image
 
@@ -229,14 +222,8 @@ def _sheet(patients, errors, images, told, notes) -> str:
     for patient, image in images.items():
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "png")
-        code = base64.b64encode(buffer.getvalue()).decode()
-        alt = html.escape(f"most suspicious slice of {patient}", quote=True)
-        pictures[patient] = f'<img alt="{alt}" src="data:image/png;base64,{code}">'
-    table = patients.round(3).map(lambda value: html.escape(str(value)))
-    table.insert(0, "most suspicious", [pictures.get(patient, "") for patient in patients["patient"]])
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Predictions</title>'
-            "<style>body{font:16px system-ui;margin:2rem}td,th{padding:.3rem .8rem;text-align:left}</style>"
-            f"<h1>Predictions</h1><p><strong>{NOTICE}</strong></p><p>{html.escape(told)} "
-            "Doubtful: slices unlike those it was trained on; predictions.csv says in what.</p>"
-            f"{table.to_html(index=False, escape=False)}{''.join(f'<p>{html.escape(note)}</p>' for note in notes)}"
-            f"<h2>Files that could not be read: {len(errors)}</h2>{errors.to_html(index=False)}</html>")
+        pictures[patient] = base64.b64encode(buffer.getvalue()).decode()
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("covidlib.predict"), autoescape=True)
+    return environment.get_template("sheet.html").render(
+        notice=NOTICE, facts=facts, patients=patients.round(3), pictures=pictures, errors=errors, notes=notes,
+        network=explained.describe(facts) if hasattr(facts, "variant") else f"{name}.")

@@ -79,25 +79,25 @@ def dicom(checkout):
     return sorted((checkout / "data" / "phantom").rglob("*.dcm"))[0]
 
 
-def give(page, path):
+def upload(page, path):
     page.set_input_files("input[type=file]", path)
 
 
-def answers(page, title):
-    """Wait until both networks answer a slice of the scan with this title; their texts."""
+def predictions(page, title):
+    """Wait until both networks classify a slice of the scan with this title; their names."""
     page.wait_for_function("title => [...document.querySelectorAll('.covidlib-pictures img')].filter("
                            "image => image.alt.includes(title) && image.naturalWidth).length == 2", arg=title)
     page.wait_for_function("() => document.querySelectorAll('.covidlib-pictures h3').length == 2")
     return page.locator(".covidlib-pictures h3").all_inner_texts()
 
 
-def test_a_phantom_is_answered_and_looked_into(page, dicom):
-    page.get_by_label("Or a phantom").select_option(index=1)
-    assert answers(page, "slice 1 of") == ["resnet50", "improved"]
+def test_a_phantom_is_classified_and_explained(page):
+    page.get_by_label("Phantom").select_option(index=1)
+    assert predictions(page, "slice 1 of") == ["resnet50", "improved"]
     assert predict.NOTICE in page.inner_text(".covidlib-notice")
     page.get_by_label("Overlay").select_option("Grad-CAM, all levels")
-    page.get_by_text("what speaks for").first.wait_for()
-    page.get_by_label("Overlay").select_option("attention of conv4, from the place chosen")
+    page.get_by_text("evidence for").first.wait_for()
+    page.get_by_label("Overlay").select_option("attention of conv4, at the selected point")
     picture = page.locator(".covidlib-clickable img").last
     picture.click(position={"x": 100, "y": 150})
     mark = page.locator(".covidlib-pictures .covidlib-mark").last
@@ -107,13 +107,13 @@ def test_a_phantom_is_answered_and_looked_into(page, dicom):
                            ".getAttribute('style') != before", arg=before)
 
 
-def test_a_series_in_an_archive_is_summed_up_and_saved(page, dicom, tmp_path):
+def test_a_series_in_an_archive_is_classified_and_saved(page, dicom, tmp_path):
     with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
         for file in sorted(dicom.parent.iterdir()):
             archive.write(file, file.name)
-    give(page, tmp_path / "series.zip")
-    answers(page, "series (unpacked)/")
-    page.get_by_role("button", name="Ask about every slice").click()
+    upload(page, tmp_path / "series.zip")
+    predictions(page, "series (unpacked)/")
+    page.get_by_role("button", name="Classify all slices").click()
     page.get_by_text("Mean over").wait_for()
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save the table (CSV)").click()
@@ -122,36 +122,32 @@ def test_a_series_in_an_archive_is_summed_up_and_saved(page, dicom, tmp_path):
     page.get_by_label("Slices").select_option(index=0)
 
 
-def test_pictures_broken_files_and_hostile_tags(page, dicom, tmp_path):
+def test_pictures_broken_and_large_files_and_hostile_tags(page, dicom, tmp_path):
     Image.fromarray(readers.read_slice(dicom)).save(tmp_path / "slice.png")
-    give(page, tmp_path / "slice.png")
-    answers(page, "slice.png")
+    upload(page, tmp_path / "slice.png")
+    predictions(page, "slice.png")
     assert page.get_by_label("Window").is_disabled()
     (tmp_path / "broken.dcm").write_bytes(dicom.read_bytes()[:900])
-    give(page, tmp_path / "broken.dcm")
-    page.get_by_role("alert").filter(has_text="broken.dcm").wait_for()
-    answers(page, "slice.png")  # what was there stays
+    with open(tmp_path / "large.nii", "wb") as file:
+        file.truncate(widgets.scans.MAX_BYTES + 1)
+    for name, message in (("broken.dcm", "broken.dcm"), ("large.nii", "at most")):
+        upload(page, tmp_path / name)
+        page.get_by_role("alert").filter(has_text=message).wait_for()
+        predictions(page, "slice.png")  # the scan stays
+        assert page.locator("input[type=file]").is_enabled()
     found = pydicom.dcmread(dicom)
     found.SeriesDescription = "<img src=x onerror=\"document.title='caught'\">"
     found.save_as(tmp_path / "hostile.dcm")
-    give(page, tmp_path / "hostile.dcm")
-    answers(page, "hostile.dcm")
+    upload(page, tmp_path / "hostile.dcm")
+    predictions(page, "hostile.dcm")
     page.get_by_text("<img src=x").wait_for()
     assert page.title() != "caught"
 
 
-def test_what_is_too_large_is_a_message(page, tmp_path, monkeypatch):
-    with open(tmp_path / "large.nii", "wb") as file:
-        file.truncate(widgets.scans.MAX_BYTES + 1)
-    give(page, tmp_path / "large.nii")
-    page.get_by_role("alert").filter(has_text="at most").wait_for()
-    assert page.locator("input[type=file]").is_enabled()
-
-
 def test_two_pages_do_not_see_each_others_scans(page, chromium, address, dicom, tmp_path):
     shutil.copy(dicom, tmp_path / "mine.dcm")
-    give(page, tmp_path / "mine.dcm")
-    answers(page, "mine.dcm")
+    upload(page, tmp_path / "mine.dcm")
+    predictions(page, "mine.dcm")
     other = chromium.new_page()
     other.goto(address)
     other.get_by_label("Networks").wait_for(timeout=60_000)
@@ -164,17 +160,17 @@ def test_two_pages_do_not_see_each_others_scans(page, chromium, address, dicom, 
 
 def test_augmentation_and_results(page):
     page.get_by_role("button", name="Augmentation").click()
-    page.get_by_role("img", name="12 slices as training draws them").wait_for()
+    page.get_by_role("img", name="12 augmented slices").wait_for()
     page.get_by_label("Flip up, down").check()
     page.get_by_role("img", name="the slice after vertical flip").wait_for()
     page.get_by_role("button", name="Results").click()
     page.get_by_text("95 % intervals over patients").wait_for(timeout=60_000)
     assert page.locator(".js-plotly-plot").count() == 5
     page.get_by_label("Cell").select_option(index=1)
-    page.get_by_text(re.compile(r"\d+ slices; the surest")).wait_for()
+    page.get_by_text(re.compile(r"\d+ slices, highest")).wait_for()
     click_on_the_matrix(page, 0.85, 0.15)
     page.wait_for_function("() => [...document.querySelectorAll('select')].some(one => one.selectedOptions[0] && "
-                           "/true.covid,.answered.normal/.test(one.selectedOptions[0].text))")
+                           "/true.covid,.predicted.normal/.test(one.selectedOptions[0].text))")
 
 
 def click_on_the_matrix(page, right, down):
@@ -195,8 +191,8 @@ def click_on_the_matrix(page, right, down):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_page_and_everything_has_a_name(page, width):
     page.set_viewport_size({"width": width, "height": 844})
-    page.get_by_label("Or a phantom").select_option(index=1)
-    answers(page, "slice 1 of")
+    page.get_by_label("Phantom").select_option(index=1)
+    predictions(page, "slice 1 of")
     right = page.evaluate("Math.max(...[...document.querySelectorAll('.covidlib-app *')]"
                           ".filter(one => one.offsetParent).map(one => one.getBoundingClientRect().right))")
     assert right <= width
@@ -208,11 +204,10 @@ def test_nothing_is_wider_than_the_page_and_everything_has_a_name(page, width):
     assert page.evaluate("document.activeElement.matches('input, select, button, [tabindex]')")
 
 
-def test_it_keeps_to_this_machine(address):
+def test_it_listens_on_this_machine_alone(address):
     port = int(address.rstrip("/").rsplit(":", 1)[1])
-    listening = {one.laddr.ip for one in psutil.net_connections("tcp") if one.status == "LISTEN"
-                 and one.laddr.port == port}
-    assert listening == {"127.0.0.1"}
+    assert {one.laddr.ip for one in psutil.net_connections("tcp")
+            if one.status == "LISTEN" and one.laddr.port == port} == {"127.0.0.1"}
 
 
 def test_opened_wider_it_asks_for_its_token(checkout, chromium):

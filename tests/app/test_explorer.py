@@ -30,17 +30,17 @@ def test_a_cell_of_the_matrix_opens_its_slices(page, checkout):
     i, j = np.unravel_index(counts.argmax(), counts.shape)
     page.cell.value = (int(i), int(j))
     assert page._shower.wait()
-    assert f"{counts[i, j]} slices" in page.behind.value and page.slices.png
-    assert f"true {run.classes[i]}, answered {run.classes[j]}" in page.slices.alt
-    first = page.behind.value.split("<li>")[1].split(":")[0]
+    assert f"{counts[i, j]} slices" in page.listed.value and page.slices.png
+    assert f"true {run.classes[i]}, predicted {run.classes[j]}" in page.slices.alt
+    first = page.listed.value.split("<li>")[1].split(":")[0]
     assert run.predictions.set_index("path").loc[first, "label"] == run.classes[i]
 
 
 def test_the_threshold_moves_sensitivity_and_specificity(page):
     page.threshold.value = 0
-    assert page.figures["roc"].data[2].y[0] == 1 and page.figures["roc"].data[2].x[0] == 1
+    assert page.figures["roc"].data[1].y[0] == 1 and page.figures["roc"].data[1].x[0] == 1
     page.threshold.value = 1
-    assert page.figures["roc"].data[2].y[0] == 0 and "95 % intervals over patients" in page.rates.value
+    assert page.figures["roc"].data[1].y[0] == 0 and "95 % intervals over patients" in page.rates.value
 
 
 def test_reliability_and_frontier_are_drawn(page):
@@ -54,7 +54,7 @@ def test_a_hostile_name_is_text(page, monkeypatch):
     page.cell.value = None
     page.cell.value = page.cell.options[1][1]
     assert page._shower.wait()
-    assert "<b>" not in page.behind.value
+    assert "<b>" not in page.listed.value
 
 
 def test_without_runs_it_says_so(tmp_path):
@@ -65,5 +65,5 @@ def test_without_runs_it_says_so(tmp_path):
 
 def test_published_runs_are_found_without_models(repository):
     page = Explorer([repository / "reports" / "published" / "runs"])
-    found = page._find()
-    assert found and all(runs.is_run(path) for path in found.values())
+    page.refresh()
+    assert page.found and all(runs.is_run(path) for path in page.found.values())

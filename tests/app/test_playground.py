@@ -31,7 +31,7 @@ def test_every_operation_has_a_control_that_does_it(page, name):
     wanted = augmentation.apply(name, before, control.value)
     assert np.array_equal(shown(page.picture), wanted) and name.replace("_", " ") in page.picture.alt
     assert np.array_equal(wanted, before) == (name in ("hue", "saturation"))
-    assert ("change nothing" in page.told.value) == (name in ("hue", "saturation"))
+    assert ("change nothing" in page.message.value) == (name in ("hue", "saturation"))
     page.reset.click()
     assert page._painter.wait() and np.array_equal(shown(page.picture), before)
 

@@ -13,55 +13,66 @@ from covidlib.predict import predict
 from covidlib.speed import export
 
 CLASSES = ("covid", "viral", "normal")
+COLUMNS = [f"p_{name}" for name in CLASSES]
+
+
+def write_names(folder):
+    (folder / "run.json").write_text(json.dumps({"classes": CLASSES}))
 
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    model = models.build_classifier("mobilenet_v2", CLASSES, 32, precision="float32")
-    model.save(folder / "model.keras")
-    (folder / "run.json").write_text(json.dumps({"classes": CLASSES}))
+    models.build_classifier("mobilenet_v2", CLASSES, 32, precision="float32").save(folder / "model.keras")
+    write_names(folder)
     return folder / "model.keras"
 
 
-@pytest.fixture
-def scans(tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("somebody") / "scans"
     for patient, count in (("one", 3), ("two & <b>", 1)):
-        (tmp_path / "scans" / patient).mkdir(parents=True)
+        (root / patient).mkdir(parents=True)
         for index in range(count):
-            image = Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8))
-            image.save(tmp_path / "scans" / patient / f"{index}.png")
-    (tmp_path / "scans" / "one" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    (tmp_path / "scans" / "notes.txt").write_text("no picture")
-    return tmp_path / "scans"
+            Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).save(root / patient / f"{index}.png")
+    (root / "one" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    (root / "notes.txt").write_text("no picture")
+    return root
 
 
-def test_every_readable_slice_is_answered_and_the_rest_listed(model_path, scans, tmp_path):
+def test_readable_slices_are_classified_the_rest_listed_and_patients_averaged(model_path, scans, tmp_path):
     table = predict.predict(model_path, scans, tmp_path / "out", batch_size=2)
+    assert list(table) == ["path", "patient", "slice_index", "predicted", *COLUMNS, "lung", "quality_warnings"]
     assert list(table["path"]) == ["one/0.png", "one/1.png", "one/2.png", "two & <b>/0.png"]
-    probabilities = table[[f"p_{name}" for name in CLASSES]].to_numpy()
+    probabilities = table[COLUMNS].to_numpy()
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-4)
     assert [CLASSES[i] for i in probabilities.argmax(axis=1)] == list(table["predicted"])
     errors = pd.read_csv(tmp_path / "out" / "errors.csv")
     assert set(errors["path"]) == {"one/broken.png", "notes.txt"} and errors["error"].str.len().min() > 10
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 4
+    patients = pd.read_csv(tmp_path / "out" / "patients.csv").set_index("patient")
+    assert patients.loc["one", "slices"] == 3
+    assert patients.loc["one", "p_covid"] == pytest.approx(table[table["patient"] == "one"]["p_covid"].mean(), abs=1e-6)
+    sheet = (tmp_path / "out" / "sheet.html").read_text()
+    assert predict.NOTICE in sheet and "two &amp; &lt;b&gt;" in sheet and "<b>" not in sheet
+    assert "http" not in sheet and sheet.count("data:image/png;base64,") == 2 and "one/broken.png" in sheet
 
 
-def test_links_that_lead_out_of_the_folder_are_not_followed(scans, tmp_path):
-    Image.new("L", (40, 50)).save(tmp_path / "elsewhere.png")
-    (scans / "one" / "out.png").symlink_to(tmp_path / "elsewhere.png")
-    (scans / "one" / "within.png").symlink_to(scans / "one" / "0.png")
-    slices, errors = predict.find_slices(scans)
-    assert "one/within.png" in set(slices["path"]) and "one/out.png" not in set(slices["path"])
+def test_links_that_lead_out_of_the_folder_are_not_followed(tmp_path):
+    (tmp_path / "scans" / "one").mkdir(parents=True)
+    for name in ("elsewhere.png", "scans/one/0.png"):
+        Image.new("L", (40, 50)).save(tmp_path / name)
+    (tmp_path / "scans" / "one" / "out.png").symlink_to(tmp_path / "elsewhere.png")
+    (tmp_path / "scans" / "one" / "within.png").symlink_to(tmp_path / "scans" / "one" / "0.png")
+    slices, errors = predict.find_slices(tmp_path / "scans")
+    assert set(slices["path"]) == {"one/0.png", "one/within.png"}
     assert errors.set_index("path").loc["one/out.png", "error"].startswith("is a link that leads out of the folder")
     (tmp_path / "given.png").symlink_to(tmp_path / "elsewhere.png")
-    assert len(predict.find_slices(tmp_path / "given.png")[0]) == 1  # whoever names a link means what it leads to
+    assert len(predict.find_slices(tmp_path / "given.png")[0]) == 1  # a link that is given itself is followed
 
 
-def test_probabilities_and_doubts_are_those_of_the_run(model_path, scans, tmp_path):
+def test_probabilities_and_warnings_are_those_of_the_run(model_path, scans, tmp_path):
     plain = predict.predict(model_path, scans, tmp_path / "plain")
-    columns = [f"p_{name}" for name in CLASSES]
     run = tmp_path / "phantom" / "toy" / "mobilenet_v2" / "seed-0"
     run.mkdir(parents=True)
     (run / "model.keras").write_bytes(model_path.read_bytes())
@@ -70,15 +81,15 @@ def test_probabilities_and_doubts_are_those_of_the_run(model_path, scans, tmp_pa
                                               "parameters": {"image_size": 32, "dataset": "phantom"}}))
     certain = pd.DataFrame([[f"{k}.png", f"p{k}", "val", name, *np.where(np.arange(3) == (k + (k > 6)) % 3, 0.9, 0.05)]
                             for k, name in enumerate(CLASSES * 4)],
-                           columns=["path", "patient", "split", "label", *columns])  # 0.9 each, half of them wrong
+                           columns=["path", "patient", "split", "label", *COLUMNS])  # 0.9 each, half of them wrong
     certain.to_csv(run / "predictions.csv", index=False)
-    known = predict.known_of(run / "model.keras")
-    assert known.temperature > 1.5 and known.typical is None and known.synthetic
+    facts = predict.model_facts(run / "model.keras")
+    assert facts.temperature > 1.5 and facts.typical is None and facts.synthetic
     table = predict.predict(run / "model.keras", scans, tmp_path / "out")
-    scaled = predict.calibration.scale(plain[columns].to_numpy(), known.temperature)
-    assert np.allclose(table[columns], scaled, atol=1e-5)
+    scaled = predict.calibration.scale(plain[COLUMNS].to_numpy(), facts.temperature)
+    assert np.allclose(table[COLUMNS], scaled, atol=1e-5)
     sheet = (tmp_path / "out" / "sheet.html").read_text()
-    assert "Its slices were drawn, not scanned" in sheet and f"temperature {known.temperature:.2f}" in sheet
+    assert "Its slices were drawn, not scanned" in sheet and f"temperature {facts.temperature:.2f}" in sheet
     marked = Image.new("RGB", (100, 100), (90, 90, 90))
     marked.paste((250, 0, 0), (10, 10, 20, 20))
     marked.save(tmp_path / "marked.png")
@@ -92,44 +103,25 @@ def test_slices_without_lung_are_left_out_where_there_are_others():
     table = pd.DataFrame(rows, columns=["path", "patient", "slice_index", "p_covid", "p_normal", "lung",
                                         "quality_warnings"])
     patients = predict.by_patient(table, ("covid", "normal")).set_index("patient")
-    assert list(patients.loc["a", ["slices", "used", "doubtful", "predicted"]]) == [2, 1, 1, "covid"]
+    assert list(patients.loc["a", ["slices", "used", "slices_with_warnings", "predicted"]]) == [2, 1, 1, "covid"]
     assert patients.loc["a", "p_covid"] == 0.9 and patients.loc["a", "suspicious"] == "a/1.png, slice 1"
     assert list(patients.loc["b", ["slices", "used", "predicted"]]) == [1, 1, "normal"]
 
 
-def test_patients_are_means_over_their_slices(model_path, scans, tmp_path):
-    table = predict.predict(model_path, scans, tmp_path / "out")
-    patients = pd.read_csv(tmp_path / "out" / "patients.csv").set_index("patient")
-    assert patients.loc["one", "slices"] == 3
-    assert patients.loc["one", "p_covid"] == pytest.approx(table[table["patient"] == "one"]["p_covid"].mean(), abs=1e-6)
-
-
-def test_the_sheet_escapes_names_and_links_nowhere(model_path, scans, tmp_path):
-    predict.predict(model_path, scans, tmp_path / "out")
-    sheet = (tmp_path / "out" / "sheet.html").read_text()
-    assert predict.NOTICE in sheet and "two &amp; &lt;b&gt;" in sheet and "<b>" not in sheet
-    assert "http" not in sheet and sheet.count("data:image/png;base64,") == 2
-
-
-def test_the_answer_is_the_models_own(model_path, scans, tmp_path):
+def test_the_prediction_is_the_models_own_exported_or_not(model_path, scans, tmp_path):
     single = predict.predict(model_path, scans / "one" / "0.png", tmp_path / "out")
-    model = keras.models.load_model(model_path)
+    model, classes = predict.load(model_path)
     image = readers.fit_square(readers.read_slice(scans / "one" / "0.png"), 32)
     expected = model.predict(image[None, ..., None].astype("float32"), verbose=0)[0]
-    assert np.allclose(single[[f"p_{name}" for name in CLASSES]].to_numpy()[0], expected, atol=1e-5)
-
-
-def test_an_exported_folder_answers_the_same(model_path, scans, tmp_path):
-    model, classes = predict.load(model_path)
+    assert np.allclose(single[COLUMNS].to_numpy()[0], expected, atol=1e-5)
     folder = export.write(model, tmp_path / "exported", classes, onnx=False)
     assert predict.load(folder)[1] == classes
     tables = [predict.predict(path, scans, tmp_path / "out", batch_size=3) for path in (model_path, folder)]
-    columns = [f"p_{name}" for name in CLASSES]
-    assert np.allclose(tables[0][columns], tables[1][columns], atol=1e-3)
+    assert np.allclose(tables[0][COLUMNS], tables[1][COLUMNS], atol=1e-3)
     assert predict.weights_file(folder).is_file() and predict.weights_file(model_path) == model_path
 
 
-def test_missing_model_input_and_class_names(model_path, scans, tmp_path):
+def test_missing_model_input_class_names_and_slices(model_path, scans, tmp_path):
     with pytest.raises(FileNotFoundError, match="model.json"):
         predict.predict(tmp_path, scans, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="notebook 03_training"):
@@ -139,68 +131,46 @@ def test_missing_model_input_and_class_names(model_path, scans, tmp_path):
     (tmp_path / "model.keras").write_bytes(model_path.read_bytes())
     with pytest.raises(FileNotFoundError, match="run.json"):
         predict.predict(tmp_path / "model.keras", scans, tmp_path / "out")
-
-
-def test_nothing_readable_writes_nothing(model_path, tmp_path):
-    (tmp_path / "scans").mkdir()
-    (tmp_path / "scans" / "notes.txt").write_text("no picture")
     with pytest.raises(ValueError, match="no readable slice among 1 files"):
-        predict.predict(model_path, tmp_path / "scans", tmp_path / "out")
+        predict.predict(model_path, scans / "notes.txt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def hostile(folder, kind):
-    """A model file that would make `pwned` beside it if anything of it were run."""
-    target = folder / "pwned"
-    inputs = keras.Input((32, 32, 1))
-    if kind == "lambda":
-        touch = keras.layers.Lambda(eval(f"lambda x: (open({str(target)!r}, 'w').close(), x)[1]"))
-        keras.Model(inputs, touch(inputs)).save(folder / "model.keras")
-        target.unlink()
-    else:
-        keras.Model(inputs, keras.layers.Activation("relu")(inputs)).save(folder / "plain.keras")
-        names = {"function": {"module": "os", "class_name": "function", "config": "system",
-                              "registered_name": "system"},
-                 "class": {"module": "subprocess", "class_name": "Popen", "registered_name": None,
-                           "config": {"args": ["touch", str(target)]}}}
-        with zipfile.ZipFile(folder / "plain.keras") as plain, zipfile.ZipFile(folder / "model.keras", "w") as changed:
-            for name in plain.namelist():
-                content = plain.read(name)
-                if name == "config.json":
-                    config = json.loads(content)
-                    for layer in config["config"]["layers"]:
-                        if layer["class_name"] == "Activation":
-                            layer["config"]["activation"] = names[kind]
-                    content = json.dumps(config)
-                changed.writestr(name, content)
-    (folder / "run.json").write_text(json.dumps({"classes": CLASSES}))
-    return folder / "model.keras", target
 
 
 @pytest.mark.parametrize("kind", ["lambda", "function", "class"])
 def test_a_model_that_holds_code_is_refused_and_not_run(tmp_path, kind):
-    path, target = hostile(tmp_path, kind)
+    target, path, inputs = tmp_path / "pwned", tmp_path / "model.keras", keras.Input((32, 32, 1))
+    write_names(tmp_path)
+    if kind == "lambda":
+        touch = keras.layers.Lambda(eval(f"lambda x: (open({str(target)!r}, 'w').close(), x)[1]"))
+        keras.Model(inputs, touch(inputs)).save(path)
+        target.unlink()
+    else:
+        keras.Model(inputs, keras.layers.Activation("relu")(inputs)).save(tmp_path / "plain.keras")
+        code = {"function": {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"},
+                "class": {"module": "subprocess", "class_name": "Popen", "registered_name": None,
+                          "config": {"args": ["touch", str(target)]}}}[kind]
+        with zipfile.ZipFile(tmp_path / "plain.keras") as plain, zipfile.ZipFile(path, "w") as changed:
+            contents = {name: plain.read(name) for name in plain.namelist()}
+            contents["config.json"] = contents["config.json"].replace(b'"relu"', json.dumps(code).encode())
+            assert json.dumps(code).encode() in contents["config.json"]
+            for name, content in contents.items():
+                changed.writestr(name, content)
     with pytest.raises(ValueError, match="was refused.*Received: model_path="):
         predict.load(path)
     assert not target.exists()
 
 
-@pytest.mark.parametrize("kind", ["h5", "pickle", "cut"])
-def test_only_whole_keras_files_are_opened(model_path, tmp_path, kind):
-    path = tmp_path / "model.keras"
-    content = {"h5": b"\x89HDF\r\n\x1a\n" + bytes(100), "pickle": pickle.dumps({"classes": CLASSES}),
-               "cut": model_path.read_bytes()[:-2000]}
-    path.write_bytes(content[kind])
-    (tmp_path / "run.json").write_text(json.dumps({"classes": CLASSES}))
+@pytest.mark.parametrize("name, content", [
+    ("model.keras", b"\x89HDF\r\n\x1a\n" + bytes(100)), ("model.keras", pickle.dumps({"classes": CLASSES})),
+    ("model.keras", None), ("model.h5", None)], ids=["h5", "pickle", "cut", "h5 and zip"])
+def test_only_whole_keras_files_are_opened(model_path, tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content or model_path.read_bytes()[:-2000])
+    if name == "model.h5":
+        keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("config.json", "{}")
+        assert zipfile.is_zipfile(path) and keras.models.load_model(path, compile=False)
+    write_names(tmp_path)
     with pytest.raises(ValueError, match="is no .keras file"):
         predict.load(path)
-
-
-def test_an_h5_file_that_is_a_zip_as_well_is_no_keras_file(tmp_path):
-    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "model.h5")
-    with zipfile.ZipFile(tmp_path / "model.h5", "a") as archive:
-        archive.writestr("config.json", "{}")
-    assert zipfile.is_zipfile(tmp_path / "model.h5") and keras.models.load_model(tmp_path / "model.h5", compile=False)
-    (tmp_path / "run.json").write_text(json.dumps({"classes": CLASSES}))
-    with pytest.raises(ValueError, match="is no .keras file"):
-        predict.load(tmp_path / "model.h5")

@@ -1,4 +1,4 @@
-"""What somebody gives becomes scans, and nothing of it leads out of its folder."""
+"""Files become scans, and nothing of an archive is written outside its folder."""
 
 import io
 import shutil
@@ -47,6 +47,11 @@ def test_a_folder_holds_series_volumes_and_pictures(phantoms, tmp_path):
     assert [problem.path.name for problem in problems] == ["notes.txt"]
 
 
+@pytest.fixture
+def header(phantoms):
+    return pydicom.dcmread(sorted(phantoms.rglob("*.dcm"))[0])
+
+
 def test_a_window_is_chosen_where_there_are_hu(phantoms):
     scan = scans.of_file(sorted(phantoms.rglob("*.dcm"))[0])
     hu = readers.read_hu(*scan.slices[0])
@@ -55,10 +60,9 @@ def test_a_window_is_chosen_where_there_are_hu(phantoms):
     assert not np.array_equal(scan.picture(0), scan.picture(0, (40, 400)))
 
 
-def test_what_the_file_says_is_told_and_not_of_whom(phantoms, tmp_path):
-    found = pydicom.dcmread(sorted(phantoms.rglob("*.dcm"))[0])
-    found.SeriesDescription, found.PatientName, found.PatientID = "<b>thin</b>", "Doe^Jane", "4711"
-    found.save_as(tmp_path / "a.dcm")
+def test_facts_are_those_of_the_acquisition_and_not_of_the_patient(header, tmp_path):
+    header.SeriesDescription, header.PatientName, header.PatientID = "<b>thin</b>", "Doe^Jane", "4711"
+    header.save_as(tmp_path / "a.dcm")
     facts = scans.of_file(tmp_path / "a.dcm").facts
     assert facts["series"] == "<b>thin</b>" and "4711" not in str(facts) and "Doe" not in str(facts)
 
@@ -69,24 +73,21 @@ def test_a_file_that_is_no_slice_is_an_error(tmp_path):
         scans.of_file(tmp_path / "a.dcm")
 
 
-def test_a_coronal_series_is_looked_at_from_the_feet(phantoms, tmp_path):
-    found = pydicom.dcmread(sorted(phantoms.rglob("*.dcm"))[0])
+def test_a_coronal_series_is_shown_from_the_feet(header, tmp_path):
     rows, columns, count = 40, 50, 30
-    found.Rows, found.Columns, found.NumberOfFrames = rows, columns, None
-    found.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-    uid = pydicom.uid.generate_uid()
+    header.Rows, header.Columns, header.NumberOfFrames = rows, columns, None
+    header.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    header.PixelData = np.full((rows, columns), 30, np.int16).tobytes()
     for n in range(count):
-        found.SOPInstanceUID, found.SeriesInstanceUID, found.InstanceNumber = pydicom.uid.generate_uid(), uid, n + 1
-        found.ImagePositionPatient = [0, 2 * n, 0]
-        values = np.full((rows, columns), 30, np.int16)
-        found.PixelData = values.tobytes()
-        found.save_as(tmp_path / f"{n:02}.dcm")
+        header.SOPInstanceUID, header.InstanceNumber = f"1.2.{n + 1}", n + 1
+        header.ImagePositionPatient = [0, 2 * n, 0]
+        header.save_as(tmp_path / f"{n:02}.dcm")
     scan = scans.find(tmp_path)[0][0]
     assert len(scan) == rows and scan.is_hu
-    deep = round(count * 2 / found.PixelSpacing[1])  # of millimetres, as high as wide
+    deep = round(count * 2 / header.PixelSpacing[1])  # of millimetres, as high as wide
     assert scan.values(rows - 1).shape == (deep, columns)
     scan.forget()
-    assert scan._volume is None and scan.values(0).shape == (deep, columns)
+    assert scan._volume.cache_info().currsize == 0 and scan.values(0).shape == (deep, columns)
 
 
 def test_a_scan_is_opened_though_its_first_file_is_no_slice(tmp_path):
@@ -105,7 +106,7 @@ def test_only_few_slices_are_kept(tmp_path):
         picture(tmp_path / f"{n:02}.png", n)
     scan = scans.find(tmp_path)[0][0]
     assert [int(scan.values(n)[0, 0]) for n in range(len(scan))] == list(range(scans.KEPT + 4))
-    assert len(scan._kept) == scans.KEPT
+    assert scan._cached.cache_info().currsize == scans.KEPT
 
 
 def pack(path, names, content=b"x", link=False):
@@ -143,8 +144,8 @@ def test_links_bombs_and_crowds_are_refused(tmp_path, monkeypatch):
         scans.unpack(pack(tmp_path / "many.zip", "abcd"), tmp_path / "3")
     for name in "abcd":
         picture(tmp_path / "many" / f"{name}.png")
-    with pytest.raises(ValueError, match="at most 3 files can be looked at together"):
-        scans.find(tmp_path / "many")
+    with pytest.raises(ValueError, match="at most 3 files can be opened together"):
+        scans.find(tmp_path / "many", scans.MAX_FILES)
 
 
 def test_a_damaged_archive_is_an_error(tmp_path):
@@ -156,10 +157,3 @@ def test_a_damaged_archive_is_an_error(tmp_path):
         with pytest.raises(ValueError, match="cannot be unpacked"):
             scans.unpack(tmp_path / "b.zip", tmp_path / f"out-{len(content)}")
     assert zipfile.is_zipfile(io.BytesIO(whole))
-
-
-def test_the_least_healthy_slices_come_first():
-    table = scans.summary([[0.1, 0.9], [0.8, 0.2], [0.5, 0.5]], [3, 7, 9], ["c", "g", "i"], ("covid", "normal"))
-    assert table["slice"].tolist() == [7, 9, 3] and table["name"].tolist() == ["g", "i", "c"]
-    assert table["predicted"].tolist() == ["covid", "covid", "normal"]
-    assert np.allclose(table["suspicion"], table["p_covid"])
