@@ -124,7 +124,8 @@ def find(root, limit=math.inf):
             scans.append(_of_slices(_slices(file), root))
     for file in sorted((file for files in kinds.values() for file in files), key=natural):
         with _collect(problems):
-            folders.setdefault(file.parent, []).extend(_slices(file))
+            slices = _slices(file)
+            folders.setdefault(file.parent, []).extend(slices)
     scans += [_of_slices(slices, root) for slices in folders.values()]
     return (sorted(scans, key=lambda scan: natural(scan.title)),
             [problem for problem in problems if not isinstance(problem, Companion)])
