@@ -36,7 +36,8 @@ class Viewer:
 
     def _create(self):
         self.message, self.paint_message, self.status = Message("alert"), Message("alert"), Message("status")
-        self.files = Files(self._on_upload, self.message.show, label="Open files (PNG, JPEG, TIFF, DICOM, NIfTI or a zip) ")
+        self.files = Files(self._on_upload, self.message.show,
+                           label="Open files (PNG, JPEG, TIFF, DICOM, NIfTI or a zip) ")
         self.gallery, self.chosen, self.network = map(dropdown, ("Phantom", "Scan", "Networks"))
         self.position = widgets.IntSlider(min=1, max=1, description="Slice")
         self.window = dropdown("Window", [(f"{name} {window}" if window else name, name)
