@@ -1,9 +1,9 @@
-"""Networks of one set on the slices of another: experiment 4 of the study, both ways.
+"""Networks of one set tested on the slices of another, both ways: experiment 4 of the study.
 
     python -m study.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study
 
 The runs of VARIANTS with SEED in the first folder answer all slices of the second's set, and the other way round;
-`across-<set>.csv` beside their predictions.csv holds the answers. Nothing is trained and nothing chosen.
+`across-<set>.csv` in their folders holds the answers. Nothing is trained.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def predict(run, source, images):
 
 
 def both_ways(folders):
-    """Write `across-<set>.csv` in two folders of runs; returns the files that were made, those there are left."""
-    made = []
+    """Write `across-<set>.csv` in two folders of runs, where it is absent; returns the new files."""
+    written = []
     for own, other in (folders, folders[::-1]):
         source = datasets.open_saved(other)
         for run in runs.find_runs(own):
@@ -46,8 +46,8 @@ def both_ways(folders):
             if run.variant in VARIANTS and run.seed == SEED and not target.exists():
                 images = decode.load_images(source, run.parameters["image_size"], Path(other, "cache"))
                 write_atomically(target, predict(run, source, images).to_csv(index=False, lineterminator="\n"))
-                made.append(target)
-    return made
+                written.append(target)
+    return written
 
 
 def main(arguments=None):

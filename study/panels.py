@@ -1,4 +1,4 @@
-"""Figures of the study (see study.py), in the look of figures.py."""
+"""Figures of the study, in the style of covidlib.report.figures. Every function returns a Figure."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ GAIN = 100 * (PAPER["accuracy"]["improved"] - PAPER["accuracy"]["resnet50"])
 
 
 def draw(tables, found):
-    """name -> Figure of everything there is something to draw of; tables: study.tables, found: study.find."""
+    """name -> Figure, without those that nothing is there for; tables: results.tables, found: results.find."""
     summary = tables["summary"]
     slices = summary[(summary.unit == "slice") & (summary.evidence_level != metrics.TOO_FEW)]
     drawn = {"accuracy": accuracy(slices, tables["baselines"])}
@@ -37,7 +37,7 @@ def _where(row):
 
 
 def accuracy(summary, baselines):
-    """Accuracy of every network with its 95 % interval, a panel for each test, beside baselines and the paper."""
+    """Accuracy of every network with its 95 % interval, a panel for each test, baselines and the paper's values."""
     groups = [part for _, part in summary.groupby([_where(row) for row in summary.itertuples()], sort=False)]
     figure, axes = new(11, sum(0.9 + 0.28 * (len(part) + 3) for part in groups), len(groups),
                        height_ratios=[len(part) + 3 for part in groups])
@@ -53,26 +53,24 @@ def accuracy(summary, baselines):
         axis.set_yticklabels([name for name, *_ in rows], fontsize=9)
         for value, style in ((PAPER["accuracy"]["improved"], "--"), (PAPER["accuracy"]["resnet50"], ":")):
             axis.axvline(value, color="grey", linestyle=style, linewidth=1)
-        axis.set_title(f"{_where(first)}: {_best(part)} (n = {first.n} slices)", fontsize=10)
+        best = part.loc[part["accuracy"].idxmax()]
+        name = f"{best['variant']} highest at " if len(part) > 1 else ""
+        axis.set_title(f"{_where(first)}: {name}{best['accuracy']:.3f} (n = {first.n} slices)", fontsize=10)
     axes[-1].set_xlabel("accuracy, fraction correct, 95 % interval over patients; "
-                        "grey lines: the paper's {resnet50} and {improved}; orange: no anatomy seen".format(
+                        "grey lines: the paper's {resnet50} and {improved}; orange: without anatomy".format(
                             **PAPER["accuracy"]))
     return figure
 
 
-def _best(part):
-    best = part.loc[part["accuracy"].idxmax()]
-    return f"{best['variant']} highest at {best['accuracy']:.3f}" if len(part) > 1 else f"{best['accuracy']:.3f}"
-
-
 def _baseline_rows(first, baselines):
-    protocol = shortcuts.OFFICIAL if first.protocol == results.SPLIT else shortcuts.CROSS_VALIDATION
     own = baselines[(baselines.dataset == first.tested_on) & (baselines.profile == results.PROFILE)]
-    own = own[own.protocol == (protocol if (own.protocol == protocol).any() else shortcuts.CROSS_VALIDATION)]
-    own = own[own.baseline.isin(["majority class", "file facts"])
-              | (own.baseline.eq("outside the lungs") & own.seen.eq(shortcuts.CROPPED))]
+    rows = own[own.protocol == shortcuts.OFFICIAL]
+    if first.protocol != results.SPLIT or rows.empty:
+        rows = own[own.protocol == shortcuts.CROSS_VALIDATION]
+    rows = rows[rows.baseline.isin(["majority class", "file facts"])
+                | (rows.baseline.eq("outside the lungs") & rows.seen.eq(shortcuts.CROPPED))]
     orange = sns.color_palette("colorblind")[1]
-    return [(f"{row.baseline}", row.accuracy, row.low, row.high, orange) for row in own.itertuples()]
+    return [(row.baseline, row.accuracy, row.low, row.high, orange) for row in rows.itertuples()]
 
 
 def differences(table):
@@ -96,17 +94,18 @@ def differences(table):
 
 def _main(table):
     """Rows of the two main networks: UCSD's folds, else its split, else the first set's; or None."""
-    table = table[table.variant.isin([results.BASELINE, "improved"])] if len(table) else table
-    for wanted in ((UCSD, results.FOLDS), (UCSD, results.SPLIT), (None, results.SPLIT)):
-        part = table[(table.protocol == wanted[1]) & (table.dataset == (wanted[0] or table.dataset))
-                     & (table.profile == results.PROFILE)] if len(table) else table
+    if table.empty:
+        return None
+    table = table[table.variant.isin([results.BASELINE, "improved"]) & (table.profile == results.PROFILE)]
+    folds, split = (table[table.protocol == protocol] for protocol in (results.FOLDS, results.SPLIT))
+    for part in (folds[folds.dataset == UCSD], split[split.dataset == UCSD], split):
         if len(part):
             return part[part.dataset == part.dataset.iloc[0]]
     return None
 
 
 def discrimination(table):
-    """ROC, and precision over recall, of the two main networks. table: rows of study.curves."""
+    """ROC, and precision over recall, of the two main networks. table: rows of results.curves."""
     figure, (left, right) = new(10, 4.6, 1, 2)
     areas = {}
     for color, (variant, part) in zip(sns.color_palette("colorblind"), table.groupby("variant", sort=False),
@@ -119,23 +118,23 @@ def discrimination(table):
     right.axhline(table["precision"].iloc[-1], linestyle=":", color="grey", label="chance")
     left.set(xlabel="false positive rate (1 - specificity)", ylabel="sensitivity", title=f"n = {first.n} slices")
     right.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)", ylim=(0, 1.02),
-              title="Precision falls to the share of ill slices")
+              title="Precision falls to the share of COVID-19 slices")
     for axis in (left, right):
         axis.legend(fontsize=8, loc="lower right")
-    told = " and ".join(f"{area:.3f} ({variant})" for variant, area in areas.items())
-    figure.suptitle(f"{_where(first)}: area {told}, means over trainings", fontsize=12, fontweight="bold", x=0.01,
+    text = " and ".join(f"{area:.3f} ({variant})" for variant, area in areas.items())
+    figure.suptitle(f"{_where(first)}: area {text}, means over trainings", fontsize=12, fontweight="bold", x=0.01,
                     ha="left")
     return figure
 
 
 def reliability(table):
-    """Confidence against accuracy, a panel for each kind of probabilities. table: rows of study.reliability."""
+    """Confidence against accuracy, a panel for each kind of probabilities. table: rows of results.reliability."""
     kinds = dict(list(table.groupby("probabilities", sort=False)))
     figure, axes = new(4.8 * len(kinds), 4.4, 1, len(kinds))
     for axis, (kind, part) in zip(axes, kinds.items(), strict=True):
         gaps = draw_reliability(axis, dict(list(part.groupby("variant", sort=False))))
-        told = " and ".join(f"{gap:.3f} ({variant})" for variant, gap in gaps.items())
-        axis.set_title(f"{kind}: off by {told}", fontsize=9)
+        text = " and ".join(f"{gap:.3f} ({variant})" for variant, gap in gaps.items())
+        axis.set_title(f"{kind}: off by {text}", fontsize=9)
     figure.suptitle(_where(next(table.itertuples())), fontsize=12, fontweight="bold", x=0.01, ha="left")
     return figure
 

@@ -1,10 +1,10 @@
-"""What the study found, for people to read and to compute again: `make publish`.
+"""The study's results, to read and to compute again: `make publish`.
 
     python -m study.publish                                # runs/*/study* into reports/published
-    python -m study.publish --runs none                    # all of it anew from what is committed
+    python -m study.publish --runs none                    # from what is committed alone
 
 The small files of finished runs are copied, and every table, figure, the ledger, and the tables of README.md and
-MODEL_CARD.md are made from the copies alone, so that anyone gets the same without training.
+MODEL_CARD.md are computed from the copies alone, so that anyone gets the same without training.
 """
 
 import argparse
@@ -26,17 +26,19 @@ from study.results import PROFILE
 
 HOME = provenance.ROOT / "reports" / "published"
 SEVEN_DIGITS = "%.7g"
-BESIDE = ("audit/shortcuts.csv", "audit/leaks.csv", "audit/conflicts.csv", "evaluation/explanations.csv",
-          "speed/speed.csv")
+MEASURED = ("audit/shortcuts.csv", "audit/leaks.csv", "audit/conflicts.csv", "evaluation/explanations.csv",
+            "speed/speed.csv")
+OPENING = (("accuracy", "ucsd-covid-ct"), ("accuracy", "sarscov2-ct"), ("gain", "ucsd-covid-ct"),
+           ("gain-pyramid", "ucsd-covid-ct"), ("gain-attention", "ucsd-covid-ct"), ("time-complexity", None),
+           ("faster-cpu", None), ("detected", None))  # claim, data set
 BEGIN, END = "<!-- {} -->", "<!-- end -->"
-_LEFT_OUT = ("metrics",)  # measured anew from the predictions
 
 
 def gather(source, folder=HOME):
     """Copy the small files of every finished run of the study from `source` (runs/) to `folder`/runs.
 
     Numbers keep seven digits; run.json loses the metrics and the names of folders. Returns the number of runs. Runs
-    that only `folder` has stay. Trainings that were begun and not finished are listed in runs/unfinished.csv.
+    that only `folder` has stay. Unfinished trainings are listed in runs/unfinished.csv.
     """
     count, unfinished = 0, []
     for profile in sorted(Path(source).glob(f"*/{PROFILE}*")):
@@ -46,7 +48,7 @@ def gather(source, folder=HOME):
             kept = {name: facts[name] for name in ("name", "classes", "slices", "patients", "official_split",
                                                    "counts", "manifest_sha256")}
             write_atomically(target / "dataset.json", json.dumps(kept | {"notes": []}, indent=1) + "\n")
-        for name in BESIDE:
+        for name in MEASURED:
             if (profile / name).is_file():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(profile / name, target / name)
@@ -58,7 +60,7 @@ def gather(source, folder=HOME):
             place = [*profile.parts[-2:], state.parent.parent.name, state.parent.name.removesuffix(".partial")]
             unfinished.append([*place, len(runs.read_json(state)["history"])])
     table = pd.DataFrame(unfinished, columns=["dataset", "profile", "variant", "run", "epochs"])
-    write_atomically(Path(folder, "runs", "unfinished.csv"), table.to_csv(index=False, lineterminator="\n"))
+    _write_csv(Path(folder, "runs", "unfinished.csv"), table)
     return count
 
 
@@ -67,20 +69,23 @@ def _copy_run(run, target):
     tables = {"history": run.history, "predictions": run.predictions,
               **{path.stem: runs.read_predictions(path) for path in run.path.glob("across-*.csv")}}
     for name, table in tables.items():
-        text = table.to_csv(index=False, lineterminator="\n", float_format=SEVEN_DIGITS)
-        write_atomically(target / f"{name}.csv", text)
-    kept = {name: value for name, value in run.content.items() if name not in _LEFT_OUT}
-    # the provenance repeats the parameters, with names of places cut
-    kept["parameters"] = kept["parameters"] | {"weights": kept["provenance"]["parameters"].get("weights")}
-    kept["provenance"] = {name: value for name, value in kept["provenance"].items() if name != "parameters"}
-    machine = kept["provenance"].get("machine", {})
+        _write_csv(target / f"{name}.csv", table, float_format=SEVEN_DIGITS)
+    kept = {name: value for name, value in run.content.items() if name != "metrics"}  # computed from the predictions
+    own = kept["provenance"] = dict(kept["provenance"])
+    # the provenance repeats the parameters, with names of folders cut
+    kept["parameters"] = kept["parameters"] | {"weights": own.pop("parameters").get("weights")}
+    machine = own.get("machine", {})
     if "os" in machine:  # of older runs it has the whole version, which may name a host
         machine["os"] = re.match(r"\w+(?: \d+(?:\.\d+)?)?", machine["os"])[0]
     runs.write_json(target / "run.json", kept)
 
 
+def _write_csv(path, table, **options):
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n", **options))
+
+
 def ledger(folder=HOME):
-    """The claims on the sets of the study: those that need no images once, the others for every set at hand."""
+    """The claims on the sets of the study: those that need no images once, the others for every set."""
     homes = sorted(path.parent for path in Path(folder, "runs").glob(f"*/{PROFILE}/dataset.json"))
     homes.sort(key=lambda path: path.parent.name != "ucsd-covid-ct")
     if not homes:
@@ -92,26 +97,20 @@ def ledger(folder=HOME):
 
 
 def build(folder=HOME, pages=True):
-    """Make tables, figures and the ledger in `folder` anew; with `pages` also those of README.md and MODEL_CARD.md."""
+    """Compute tables, figures and the ledger in `folder`; with `pages` also those of README.md and MODEL_CARD.md."""
     rows = ledger(folder)
-    made = results.write(folder)
+    tables = results.write(folder)
     claims.write(rows, folder)
     figures.style()
-    for name, figure in panels.draw(made, results.find(folder)).items():
+    for name, figure in panels.draw(tables, results.find(folder)).items():
         figures.save(figure, Path(folder, "figures"), name)
     findings = Path(folder, "findings.md")
     text = findings.read_text(encoding="utf-8").strip() if findings.is_file() else ""
-    write_atomically(Path(folder, "README.md"), page(made, rows, text))
+    write_atomically(Path(folder, "README.md"), page(tables, rows, text))
     if pages:
         put(provenance.ROOT / "README.md", "study", opening(rows))
-        put(provenance.ROOT / "MODEL_CARD.md", "performance", performance(made))
-    return made
-
-
-APART = ("phantom", "covid-ct-md")  # mechanics, and too few patients to judge by
-OPENING = (("accuracy", "ucsd-covid-ct"), ("accuracy", "sarscov2-ct"), ("gain", "ucsd-covid-ct"),
-           ("gain-pyramid", "ucsd-covid-ct"), ("gain-attention", "ucsd-covid-ct"), ("time-complexity", None),
-           ("faster-cpu", None), ("detected", None))  # claim, data set
+        put(provenance.ROOT / "MODEL_CARD.md", "performance", performance(tables))
+    return tables
 
 
 def opening(rows):
@@ -125,34 +124,33 @@ def opening(rows):
     return "\n".join(lines)
 
 
-def page(made, rows, findings=""):
-    """README.md of the folder: what was found, in words (`findings`), tables and figures."""
+def page(tables, rows, findings=""):
+    """README.md of the folder: text (`findings`), tables and figures."""
     counts = pd.Series([row["verdict"] for row in rows]).value_counts()
-    told = ", ".join(f"{counts[name]} {name}" for name in claims.VERDICTS if name in counts)
+    verdicts = ", ".join(f"{counts[name]} {name}" for name in claims.VERDICTS if name in counts)
     parts = [
         "# What the study found",
-        "Made by `make publish` from the small files in `runs/`; anyone gets every figure again by "
+        "Written by `make publish` from the small files in `runs/`; anyone gets every figure again by "
         "`.venv/bin/python -m study.publish --runs none`, without images and without training. Asked and laid down "
         "beforehand: [PROTOCOL.md](PROTOCOL.md); pilots: [pilots.csv](pilots.csv); every claim of the paper: "
-        f"[claims.md](claims.md) ({told}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
+        f"[claims.md](claims.md) ({verdicts}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
         "Research software, not for diagnosis.", *([findings] if findings else []),
-        "## Is it better than ResNet50?", _markdown(made["differences"], (
+        "## Is it better than ResNet50?", _markdown(tables["differences"], (
             "dataset", "profile", "protocol", "tested_on", "variant", "evidence_level", "seeds", "folds", "n",
-            "difference",
-            "low", "high", "p_bootstrap", "p_mcnemar", "p_holm", "auc_difference", "p_delong")),
+            "difference", "low", "high", "p_bootstrap", "p_mcnemar", "p_holm", "auc_difference", "p_delong")),
         "![differences](figures/differences.png)",
-        "## How good is it?", performance(made), "![accuracy](figures/accuracy.png)",
-        "## What was wanted beforehand", _markdown(made["targets"]),
+        "## How good is it?", performance(tables), "![accuracy](figures/accuracy.png)",
+        "## Targets set beforehand", _markdown(tables["targets"]),
         "![ROC, precision and recall](figures/discrimination.png)",
         "## Can the probabilities be believed?", "![reliability](figures/reliability.png)",
         "## Training", "![curves](figures/curves.png)",
-        "## Where it looks", _markdown(made["explanations"], (
+        "## Maps against lesions", _markdown(tables["explanations"], (
             "dataset", "slices", "variant", "map", "weights", "n", "hit", "hit_low", "hit_high", "chance", "enrichment",
             "enrichment_low", "enrichment_high", "outside", "outside_low", "outside_high", "expected", "similarity")),
-        "## Every run", _markdown(made["runs"], (
+        "## Every run", _markdown(tables["runs"], (
             "dataset", "profile", "variant", "seed", "fold", "n", "accuracy", "balanced_accuracy", "ece",
             "train_accuracy", "val_accuracy", "seconds")),
-        "## What the protocol plans, and what is there", _markdown(made["missing"]),
+        "## What the protocol plans, and what is there", _markdown(tables["missing"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -166,11 +164,11 @@ def _markdown(table, columns=None):
     return "\n".join(lines) if len(table) else "Nothing yet."
 
 
-def performance(made):
+def performance(tables):
     """MODEL_CARD.md's table: every network on every set, with intervals."""
     lines = ["| data | tested on | network | seeds | n | accuracy (95 %) | AUC (95 %) | ECE, scaled |",
              "|---|---|---|---|---|---|---|---|"]
-    for row in made["summary"].itertuples():
+    for row in tables["summary"].itertuples():
         figures_ = ([f"{row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f})",
                      f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})",
                      f"{row.ece:.3f}, {'-' if pd.isna(row.ece_scaled) else f'{row.ece_scaled:.3f}'}"]

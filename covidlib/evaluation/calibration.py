@@ -1,26 +1,25 @@
-"""How far the probabilities can be believed, and one number that mends them (Guo et al. 2017).
+"""Calibration of probabilities, and temperature scaling (Guo et al. 2017, https://proceedings.mlr.press/v70/guo17a.html).
 
-Source: https://proceedings.mlr.press/v70/guo17a.html. Probabilities are (n, C), `truth` the true class of each row.
+Probabilities are (n, C), `truth` (n,) the true class of each row.
 """
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 BINS = 15
-_LEAST = 1e-7  # of a probability: float32 tells no smaller ones apart, and published ones have seven digits
+_LEAST = 1e-7  # of a probability: float32 resolves no smaller ones, and published ones have seven digits
 _RANGE = (np.log(0.05), np.log(20.0))
 
 
 def scale(probabilities, temperature):
     """Probabilities of the same order with the logits divided by `temperature`: above 1 softens them."""
-    logits = np.log(np.maximum(probabilities, _LEAST)) / temperature
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
+    return softmax(np.log(np.maximum(probabilities, _LEAST)) / temperature, axis=1)
 
 
 def fit_temperature(truth, probabilities):
-    """The temperature, 0.05 to 20, under which the cross-entropy is least: fit on validation slices, use on test.
+    """The temperature, 0.05 to 20, with the least cross-entropy: fit on validation slices, use on test slices.
 
     ValueError without slices.
     """
@@ -34,16 +33,14 @@ def fit_temperature(truth, probabilities):
     return float(np.exp(minimize_scalar(loss, bounds=_RANGE, method="bounded", options={"xatol": 1e-6}).x))
 
 
-def reliability(truth, probabilities, bins=BINS):
+def reliability(truth, probabilities):
     """Bins of equal width of the highest probability: DataFrame low, high, n, confidence, accuracy (NaN if empty)."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        means = [np.bincount(place, values, bins) / counts for values in (confidence, right)]
-    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": counts, "confidence": means[0],
-                         "accuracy": means[1]})
+    edges = np.linspace(0, 1, BINS + 1)
+    bins = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, BINS - 1)
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": np.bincount(bins, minlength=BINS)})
+    sums = {"confidence": np.bincount(bins, confidence, BINS), "accuracy": np.bincount(bins, right, BINS)}
+    return table.assign(**{name: values / table["n"] for name, values in sums.items()})
 
 
 def expected_error(truth, probabilities):

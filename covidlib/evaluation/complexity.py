@@ -21,44 +21,33 @@ class Complexity:
 def count(model) -> Complexity:
     """Count one forward pass of a built functional model for a single image.
 
-    Raises ValueError for a layer that multiplies in a way not known here, or that hides layers
-    of its own, rather than counting it as nothing.
+    ValueError for a layer that multiplies in a way not known here, or that hides layers of its own.
     """
     rows, counted = [], set()
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
-            operation = node.operation
-            new = id(operation) not in counted  # a shared layer is run twice but stored once
-            counted.add(id(operation))
-            rows.append(
-                {
-                    "layer": operation.name,
-                    "kind": type(operation).__name__,
-                    "output": "x".join(str(size) for size in node.output_tensors[0].shape[1:]),
-                    "parameters": operation.count_params() if new and hasattr(operation, "weights") else 0,
-                    "macs": _macs(operation, node),
-                }
-            )
+            layer = node.operation
+            stored = 0 if layer.name in counted else getattr(layer, "count_params", int)()  # shared: stored once
+            counted.add(layer.name)
+            rows.append({
+                "layer": layer.name, "kind": type(layer).__name__,
+                "output": "x".join(map(str, node.output_tensors[0].shape[1:])),
+                "parameters": stored, "macs": _macs(layer, node)})
     return Complexity(int(model.count_params()), sum(row["macs"] for row in rows), rows)
 
 
-def _macs(operation, node) -> int:
-    output = tuple(node.output_tensors[0].shape)
-    kind = type(operation).__name__
+def _macs(layer, node) -> int:
+    kind, output = type(layer).__name__, node.output_tensors[0].shape[1:]
     if kind in ("Conv2D", "Dense"):
-        return _size(output) * prod(operation.kernel.shape[:-1])
-    if kind == "DepthwiseConv2D":
-        return _size(output) * prod(operation.kernel.shape[:2])
-    if kind == "Dot":
-        axis = operation.axes if isinstance(operation.axes, int) else operation.axes[0]
-        return _size(output) * node.input_tensors[0].shape[axis]
-    if kind in ("Matmul", "Einsum") or hasattr(operation, "kernel") or getattr(operation, "_layers", None):
-        raise ValueError(f"no formula for the MACs of a {kind}. Received: layer={operation.name!r}")
-    return 0
-
-
-def _size(shape) -> int:
-    """Elements for one image: the first axis is the batch."""
-    if None in shape[1:]:
-        raise ValueError(f"MACs need a fixed input size; build the model with one. Received: shape={shape}")
-    return prod(shape[1:])
+        each = prod(layer.kernel.shape[:-1])
+    elif kind == "DepthwiseConv2D":
+        each = prod(layer.kernel.shape[:2])
+    elif kind == "Dot":
+        each = node.input_tensors[0].shape[layer.axes if isinstance(layer.axes, int) else layer.axes[0]]
+    elif kind in ("Matmul", "Einsum") or hasattr(layer, "kernel") or getattr(layer, "_layers", None):
+        raise ValueError(f"no formula for the MACs of a {kind}. Received: layer={layer.name!r}")
+    else:
+        return 0
+    if None in output:
+        raise ValueError(f"MACs need a fixed input size; build the model with one. Received: shape={output}")
+    return prod(output) * each

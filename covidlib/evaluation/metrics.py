@@ -1,4 +1,4 @@
-"""What a set of predictions is worth (§3.2, Figure 6): per-class figures and intervals beside the accuracy.
+"""Figures of a set of predictions (§3.2, Figure 6): per-class figures and intervals as well as the accuracy.
 
 Predictions are a DataFrame with one row per slice: `label`, `patient` ("" where unknown) and `p_<class>` for
 every class, as in `predictions.csv`. Pass the rows of one split. A figure without the slices to define it
@@ -27,14 +27,13 @@ def metrics(predictions, classes, seed=0):
     truth, predicted, scores = decide(predictions, classes)
     patients = patient_names(predictions)
     per_class = {name: _one_class(truth, predicted, scores[:, k], k, patients, seed) for k, name in enumerate(classes)}
-    sensitivities = [figures["sensitivity"] for figures in per_class.values()]
     return {
         "n": len(truth),
         "patients": len(set(patients) - {""}),
-        "accuracy": float(sk.accuracy_score(truth, predicted)) if len(truth) else np.nan,
+        "accuracy": _share(truth == predicted),
         "accuracy_interval": list(statistics.proportion_interval(truth == predicted, patients, seed)),
-        "balanced_accuracy": _nanmean(sensitivities),
-        "balanced_accuracy_interval": _balanced_interval(truth, predicted, len(classes), patients, seed),
+        "balanced_accuracy": _nanmean([figures["sensitivity"] for figures in per_class.values()]),
+        "balanced_accuracy_interval": _balanced_interval(truth, predicted, patients, seed),
         "macro_f1": _macro_f1(truth, predicted, len(classes)),
         "auc": _nanmean([figures["auc"] for figures in per_class.values()]),
         "brier": calibration.brier(truth, scores) if len(truth) else np.nan,
@@ -47,15 +46,14 @@ def evidence_level(dataset, predictions):
     """How figures of `predictions` on `dataset` may be read: AS_MEASURED, MECHANICS (phantoms) or TOO_FEW patients."""
     if dataset == "phantom":
         return MECHANICS
-    units = len(np.unique(statistics.fill_unknown(patient_names(predictions))))
-    return AS_MEASURED if units >= FEWEST else TOO_FEW
+    units = statistics.fill_unknown(patient_names(predictions))
+    return AS_MEASURED if len(set(units)) >= FEWEST else TOO_FEW
 
 
 def confusion(predictions, classes):
     """Counts of slices: rows the true class, columns the predicted one, both in the order of `classes`."""
     truth, predicted, _ = decide(predictions, classes)
-    counts = np.zeros((len(classes), len(classes)), int)
-    np.add.at(counts, (truth, predicted), 1)
+    counts = sk.confusion_matrix(truth, predicted, labels=np.arange(len(classes)))
     return pd.DataFrame(counts, pd.Index(classes, name="true"), pd.Index(classes, name="predicted"))
 
 
@@ -65,7 +63,7 @@ def roc(predictions, classes):
 
 
 def precision_recall(predictions, classes):
-    """One-vs-rest precision and recall, long: class, recall, precision, threshold; as `roc` else.
+    """One-vs-rest precision and recall, long: class, recall, precision, threshold; else as `roc`.
 
     The last point of a class, recall 0 and precision 1, has no threshold.
     """
@@ -78,16 +76,13 @@ def precision_recall(predictions, classes):
 
 def _curves(predictions, classes, columns, curve):
     truth, _, scores = decide(predictions, classes)
-    parts = [pd.DataFrame(columns=["class", *columns])]
-    for k, name in enumerate(classes):
-        if _both(truth == k):
-            found = curve(truth == k, scores[:, k])
-            parts.append(pd.DataFrame({"class": name} | dict(zip(columns, found, strict=True))))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
+    parts = [pd.DataFrame({"class": name} | dict(zip(columns, curve(truth == k, scores[:, k]), strict=True)))
+             for k, name in enumerate(classes) if len(set(truth == k)) == 2]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["class", *columns])
 
 
 def ppv_at(sensitivity, specificity, prevalence):
-    """Share of positive answers that are right where `prevalence` of the patients are ill (Bayes); NaN if none is."""
+    """Positive predictive value at a prevalence (Bayes); NaN without positive answers."""
     right, wrong = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
     return right / (right + wrong) if right + wrong > 0 else np.nan
 
@@ -104,11 +99,10 @@ def decide(predictions, classes):
     missing = [column for column in ["label", *columns] if column not in predictions]
     if missing:
         raise ValueError(f"predictions lack columns {missing}. Received: columns={list(predictions.columns)}")
-    codes = {name: k for k, name in enumerate(classes)}
-    strange = sorted(set(predictions["label"]) - set(codes))
-    if strange:
+    truth = pd.Index(classes).get_indexer(predictions["label"])
+    if (truth < 0).any():
+        strange = sorted(set(predictions["label"]) - set(classes))
         raise ValueError(f"labels must be among classes={list(classes)}. Received: {strange}")
-    truth = np.array([codes[label] for label in predictions["label"]], dtype=int)
     scores = predictions[columns].to_numpy(dtype=float)
     return truth, scores.argmax(axis=1), scores
 
@@ -128,12 +122,8 @@ def _one_class(truth, predicted, score, k, patients, seed):
         "sensitivity_interval": list(statistics.proportion_interval(called[is_class], patients[is_class], seed)),
         "specificity": _share(~called[~is_class]),
         "ppv": _share(is_class[called]),
-        "auc": float(sk.roc_auc_score(is_class, score)) if _both(is_class) else np.nan,
+        "auc": float(sk.roc_auc_score(is_class, score)) if len(set(is_class)) == 2 else np.nan,
     }
-
-
-def _both(is_class):
-    return is_class.any() and not is_class.all()
 
 
 def _share(flags):
@@ -147,23 +137,18 @@ def _nanmean(values):
 def _macro_f1(truth, predicted, classes):
     if not len(truth):
         return np.nan
-    scores = sk.f1_score(truth, predicted, labels=np.arange(classes), average=None, zero_division=np.nan)
-    return _nanmean(scores)
+    return float(sk.f1_score(truth, predicted, labels=np.arange(classes), average="macro", zero_division=np.nan))
 
 
-def _balanced_interval(truth, predicted, classes, patients, seed):
-    """Clusters are patients, or slices where no patient is known; NaN where no resample can differ."""
+def _balanced_interval(truth, predicted, patients, seed):
+    """Interval of the mean sensitivity of the classes present; NaN where no resample can differ."""
+    members = truth[:, None] == np.unique(truth)  # (n, classes present)
+    right = members & (truth == predicted)[:, None]
 
     def mean_sensitivity(totals):
-        with np.errstate(invalid="ignore"):
-            return np.mean(totals[:, :classes] / totals[:, classes : 2 * classes], axis=1)
+        hits, counts = np.split(totals[:, :-1], 2, axis=1)
+        return np.mean(hits / counts, axis=1)
 
-    present = [k for k in range(classes) if (truth == k).any()]
-    classes = len(present)
-    if not classes:
-        return [np.nan, np.nan]
-    members = truth[:, None] == np.array(present)
-    values = np.hstack([members & (truth == predicted)[:, None], members])
-    clusters = statistics.fill_unknown(patients)
-    low, high = statistics.cluster_bootstrap(values, clusters, mean_sensitivity, seed=seed)
+    low, high = statistics.cluster_bootstrap(np.hstack([right, members]), statistics.fill_unknown(patients),
+                                             mean_sensitivity, seed)
     return [low, high] if low < high else [np.nan, np.nan]

@@ -1,25 +1,24 @@
-"""Intervals and tests for what is measured on slices that come in patients."""
+"""Intervals and tests for slices that come in patients. Intervals are at 95 %; `patients` are "" where unknown."""
 
 import numpy as np
-from scipy import stats
+from scipy.special import expit, logit
+from scipy.stats import binomtest, norm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportions_ztest
 
-RESAMPLES = 2000
+RESAMPLES, LEVEL = 2000, 0.95
 _NOTHING = 1e-12  # a variance that is rounding
 
 
-def wilson(successes, n, confidence=0.95):
-    """Wilson score interval of a proportion of independent trials.
+def wilson(successes, n):
+    """Wilson score interval of a proportion of independent trials: (low, high), NaN for n=0.
 
-    Returns (low, high), or (nan, nan) for n=0. Raises ValueError unless 0 <= successes <= n.
-    Source: https://doi.org/10.1080/01621459.1927.10502953
+    ValueError unless 0 <= successes <= n. Source: https://doi.org/10.1080/01621459.1927.10502953
     """
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be between 0 and n. Received: successes={successes}, n={n}")
-    if n == 0:
+    if not n:
         return np.nan, np.nan
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    interval = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -28,43 +27,36 @@ def mean(totals):
     return totals[:, 0] / totals[:, 1]
 
 
-def resampled(values, clusters, statistic=mean, seed=0, resamples=RESAMPLES):
-    """`statistic` of bootstrap samples of whole clusters (patients), never of single rows: (resamples,).
+def resampled(values, clusters, statistic=mean, seed=0):
+    """`statistic` of RESAMPLES bootstrap samples of whole clusters (patients), never of single rows.
 
     values: (n,) or (n, k), one row per slice; clusters: (n,) labels, two or more different ones. `statistic` maps the
-    column totals of each resample, (resamples, k + 1) with the number of rows as last column, to (resamples,); NaN
+    column totals of each resample, (RESAMPLES, k + 1) with the number of rows as last column, to (RESAMPLES,); NaN
     where it is undefined. Source: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
     """
     values = np.asarray(values, dtype=float)
-    values = values.reshape(len(values), -1)
-    codes, weights = _draw(clusters, len(values), seed, resamples)
-    columns = [*values.T, np.ones(len(values))]
-    sums = np.stack([np.bincount(codes, column, weights.shape[1]) for column in columns], axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        results = np.asarray(statistic(weights @ sums))
-    return results.round(12)  # what ties, ties on every processor
-
-
-def _draw(clusters, length, seed, resamples):
-    """(cluster of every row, how often each cluster is in each resample)."""
     names, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(codes) != length:
-        raise ValueError(f"values and clusters must be equally long. Received: {length} values, {len(codes)} clusters")
-    rng = np.random.default_rng([seed, len(names)])
-    return codes, rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    if len(codes) != len(values):
+        raise ValueError(f"values and clusters must be equally long. "
+                         f"Received: {len(values)} values, {len(codes)} clusters")
+    k = len(names)
+    weights = np.random.default_rng([seed, k]).multinomial(k, np.full(k, 1 / k), size=RESAMPLES)
+    columns = [*values.reshape(len(values), -1).T, np.ones(len(values))]
+    sums = np.stack([np.bincount(codes, column, k) for column in columns], axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(statistic(weights @ sums)).round(12)  # ties are ties on every processor
 
 
-def percentile_interval(results, confidence=0.95):
-    """(low, high) of bootstrap results; undefined ones are left out, (nan, nan) if all are."""
+def percentile_interval(results):
+    """(low, high) of bootstrap results; undefined ones are left out, NaN if all are."""
     if not np.isfinite(results).any():
         return np.nan, np.nan
-    tail = 50 * (1 - confidence)
-    low, high = np.nanpercentile(results, [tail, 100 - tail])
+    low, high = np.nanpercentile(results, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
 
 def cluster_bootstrap(values, clusters, statistic=mean, seed=0):
-    """Percentile interval of `resampled`; (nan, nan) for fewer than two clusters."""
+    """Percentile interval of `resampled`; NaN for fewer than two clusters."""
     if len(np.unique(np.asarray(clusters))) < 2:
         return np.nan, np.nan
     return percentile_interval(resampled(values, clusters, statistic, seed))
@@ -73,19 +65,19 @@ def cluster_bootstrap(values, clusters, statistic=mean, seed=0):
 def paired_difference(correct, reference, patients, seed=0):
     """Two networks on the same slices: dict difference, low, high, p_bootstrap, p_mcnemar.
 
-    correct, reference: (n,), 1 where the network is right (or the share of its seeds that is); patients: (n,), "" where
-    unknown. The interval and `p_bootstrap` (two-sided, twice the smaller share of resamples on one side of zero, one
-    added to both counts) resample patients; NaN for fewer than two. `p_mcnemar` is exact and takes slices as
-    independent; NaN where seeds were averaged. Source of the latter: https://doi.org/10.1007/BF02295996
+    correct, reference: (n,), 1 where the network is right (or the share of its seeds that is); patients: (n,). The
+    interval and `p_bootstrap` (two-sided, twice the smaller share of resamples on one side of zero, one added to both
+    counts) resample patients; NaN for fewer than two. `p_mcnemar` is exact and takes slices as independent; NaN where
+    seeds were averaged. Source of the latter: https://doi.org/10.1007/BF02295996
     """
     correct, reference = np.asarray(correct, float), np.asarray(reference, float)
     gain, clusters = correct - reference, fill_unknown(patients)
     low = high = p = np.nan
-    if len(np.unique(clusters)) > 1:
+    if len(set(clusters)) > 1:
         results = resampled(gain, clusters, seed=seed)
         low, high = percentile_interval(results)
         p = min(1.0, 2 * (min((results <= 0).sum(), (results >= 0).sum()) + 1) / (len(results) + 1))
-    whole = np.isin(np.concatenate([correct, reference]), (0, 1)).all()
+    whole = np.isin([correct, reference], (0, 1)).all()
     table = [[0, (gain > 0).sum()], [(gain < 0).sum(), 0]]  # the agreeing slices do not count
     return {"difference": float(gain.mean()), "low": low, "high": high, "p_bootstrap": float(p),
             "p_mcnemar": float(mcnemar(table, exact=True).pvalue) if whole else np.nan}
@@ -93,10 +85,10 @@ def paired_difference(correct, reference, patients, seed=0):
 
 def holm(p_values):
     """p-values (k,) adjusted for k comparisons (Holm 1979, https://www.jstor.org/stable/4615733); NaN stays."""
-    adjusted = np.full(len(p_values), np.nan)
-    known = np.isfinite(p_values)
+    adjusted = np.asarray(p_values, float).copy()
+    known = np.isfinite(adjusted)
     if known.any():
-        adjusted[known] = multipletests(np.asarray(p_values, float)[known], method="holm")[1]
+        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
     return adjusted
 
 
@@ -114,32 +106,23 @@ def delong(truth, scores, clusters=None):
     positive, negative = scores[truth], scores[~truth]
     wins = (positive[:, None] > negative[None]) + 0.5 * (positive[:, None] == negative[None])  # (M, N, k)
     areas = wins.mean(axis=(0, 1))
-    if clusters is None:
-        clusters = np.arange(len(truth))
-    names, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    centred = [_cluster_sums(wins.mean(axis=1) - areas, codes[truth], len(names)),
-               _cluster_sums(wins.mean(axis=0) - areas, codes[~truth], len(names))]
-    counts = [truth.sum(), (~truth).sum()]
-    # each outcome's own clusters give its degrees of freedom
-    sizes = [len(np.unique(codes[part])) for part in (truth, ~truth)]
+    names, codes = np.unique(np.arange(len(truth)) if clusters is None else clusters, return_inverse=True)
+    sums, counts, sizes = np.zeros((2, len(names), len(areas))), [], []
+    for outcome, (part, means) in enumerate(((truth, wins.mean(axis=1)), (~truth, wins.mean(axis=0)))):
+        np.add.at(sums[outcome], codes[part], means - areas)
+        counts.append(part.sum())
+        sizes.append(len(np.unique(codes[part])))  # each outcome's own clusters give its degrees of freedom
     if min(sizes) < 2:
         return areas, np.full((len(areas), len(areas)), np.nan)
-    own = [sums.T @ sums * size / (size - 1) / count**2
-           for sums, size, count in zip(centred, sizes, counts, strict=True)]
-    cross = centred[0].T @ centred[1] * len(names) / (len(names) - 1) / (counts[0] * counts[1])
+    own = [part.T @ part * size / (size - 1) / count**2
+           for part, size, count in zip(sums, sizes, counts, strict=True)]
+    cross = sums[0].T @ sums[1] * len(names) / (len(names) - 1) / (counts[0] * counts[1])
     return areas, own[0] + own[1] + cross + cross.T
-
-
-def _cluster_sums(values, codes, clusters):
-    sums = np.zeros((clusters, values.shape[1]))
-    np.add.at(sums, codes, values)
-    return sums
 
 
 def _areas(truth, scores, patients, folds):
     """Areas (k,) and covariance (k, k), by patient; with `folds` (n,) the mean over folds, each with its own curve."""
-    truth, scores, clusters = np.asarray(truth, bool), np.asarray(scores, float), fill_unknown(patients)
-    scores = scores.reshape(len(truth), -1)
+    truth, clusters = np.asarray(truth, bool), fill_unknown(patients)
     folds = np.zeros(len(truth)) if folds is None else np.asarray(folds)
     parts = [delong(truth[own], scores[own], clusters[own]) for own in (folds == fold for fold in np.unique(folds))]
     areas, covariances = zip(*parts, strict=True)
@@ -147,24 +130,23 @@ def _areas(truth, scores, patients, folds):
 
 
 def auc_interval(truth, scores, patients, folds=None):
-    """(area, low, high) at 95 %, clustered by patient; of several networks, scores (n, k), their mean area.
+    """(area, low, high), clustered by patient; of several networks, scores (n, k), their mean area.
 
     folds: (n,) which of several trainings answered a slice: scores of different trainings are not compared. On the
     logit scale, so that it stays inside 0 to 1; NaN for a perfect or utterly wrong order, or one patient in a class.
     """
-    areas, covariance = _areas(truth, scores, patients, folds)
+    areas, covariance = _areas(truth, np.asarray(scores), patients, folds)
     area, deviation = areas.mean(), np.sqrt(max(covariance.mean(), 0))
     if not (0 < area < 1 and np.isfinite(deviation)):
         return float(area), np.nan, np.nan
-    half = stats.norm.ppf(0.975) * deviation / (area * (1 - area))
-    centre = np.log(area / (1 - area))
-    return float(area), *(float(1 / (1 + np.exp(-(centre + side * half)))) for side in (-1, 1))
+    half = norm.ppf(0.975) * deviation / (area * (1 - area))
+    return float(area), float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
 def auc_difference(truth, scores, reference, patients, folds=None):
     """dict difference, low, high, p: mean area of `scores` (n, k) minus that of `reference` (n, m), same slices.
 
-    At 95 %, clustered by patient, folds as in `auc_interval`; p is two-sided. NaN for one patient in a class.
+    Clustered by patient, folds as in `auc_interval`; p is two-sided. NaN for one patient in a class.
     """
     scores, reference = (np.asarray(part, float).reshape(len(truth), -1) for part in (scores, reference))
     areas, covariance = _areas(truth, np.hstack([scores, reference]), patients, folds)
@@ -173,20 +155,20 @@ def auc_difference(truth, scores, reference, patients, folds=None):
     gap, variance = float(contrast @ areas), float(contrast @ covariance @ contrast)
     if not variance > _NOTHING:
         return {"difference": gap, "low": np.nan, "high": np.nan, "p": np.nan}
-    half = stats.norm.ppf(0.975) * np.sqrt(variance)
+    half = norm.ppf(0.975) * np.sqrt(variance)
     return {"difference": gap, "low": gap - half, "high": gap + half,
-            "p": float(2 * stats.norm.sf(abs(gap) / np.sqrt(variance)))}
+            "p": float(2 * norm.sf(abs(gap) / np.sqrt(variance)))}
 
 
 def proportion_interval(correct, patients, seed=0):
-    """95 % interval of the mean of `correct` (n,), 0 to 1 each, given the patient of each slice (n,).
+    """Interval of the mean of `correct` (n,), 0 to 1 each, given the patient of each slice (n,).
 
     Slices of one patient are not independent: patients are resampled where they are known, a slice without
     a patient ("") being a cluster of its own. No patient known: Wilson over the slices. Where resampling
     could only return the point itself, as when all slices are right: Wilson over the patients.
     """
     correct = np.asarray(correct, dtype=float)
-    if not patients_known(patients):
+    if not any(map(str, patients)):
         return wilson(round(correct.sum()), correct.size)
     clusters = fill_unknown(patients)
     low, high = cluster_bootstrap(correct, clusters, seed=seed)
@@ -194,11 +176,6 @@ def proportion_interval(correct, patients, seed=0):
         return low, high
     n = len(np.unique(clusters))
     return wilson(round(correct.mean() * n), n)
-
-
-def patients_known(patients):
-    """Whether at least one entry of `patients` (n,) names a patient."""
-    return any(str(patient) for patient in patients)
 
 
 def fill_unknown(patients):
@@ -209,14 +186,7 @@ def fill_unknown(patients):
 def two_proportion_z(p1, n1, p2, n2, design_effect=1.0):
     """z of the difference p1 - p2 of two proportions with pooled variance.
 
-    `design_effect` divides the counts: the variance inflation of correlated slices (Kish, Survey Sampling,
-    1965). Raises ValueError for counts below 1 or a design effect below 1. NaN if the pooled share is 0 or 1.
+    `design_effect`: variance inflation of correlated slices (Kish, Survey Sampling, 1965).
     """
-    if min(n1, n2) < 1 or design_effect < 1:
-        raise ValueError(
-            "n1, n2 and design_effect must be at least 1. "
-            f"Received: n1={n1}, n2={n2}, design_effect={design_effect}"
-        )
-    pooled = (p1 * n1 + p2 * n2) / (n1 + n2)
-    variance = pooled * (1 - pooled) * (1 / n1 + 1 / n2) * design_effect
-    return float((p1 - p2) / np.sqrt(variance)) if variance > 0 else np.nan
+    z, _ = proportions_ztest([p1 * n1, p2 * n2], [n1, n2])
+    return float(z / np.sqrt(design_effect))

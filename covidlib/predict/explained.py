@@ -1,21 +1,22 @@
-"""A trained network as somebody asks it who looks at a scan: probabilities, Grad-CAM and attention from one graph.
+"""A trained network as the viewer asks it: probabilities, Grad-CAM and attention of a slice from one graph.
 
-    python -m covidlib.predict.explained runs/phantom/quick/improved/seed-0    # made ahead; else when first asked
+    python -m covidlib.predict.explained runs/phantom/quick/improved/seed-0    # ahead; else when first asked
 
-`make` exports the network to OpenVINO with the maps of `explain` as outputs beside the probabilities, so that answers
-come without Keras and in milliseconds. Files: `<dataset>/<profile>/answers/<variant>-seed-<k>/` beside the runs.
+`make` exports the network to OpenVINO with the maps of `explain` as further outputs, so that answers come without Keras
+and in milliseconds. Files: `<dataset>/<profile>/answers/<variant>-seed-<k>/`, in the folder of the runs.
 """
 
+import functools
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from covidlib.evaluation import calibration, explain
+from covidlib import datasets
+from covidlib.datasets import decode
+from covidlib.evaluation import calibration, explain, metrics
 from covidlib.preprocessing import quality
 from covidlib.speed import export
 from covidlib.training import runs
@@ -35,8 +36,8 @@ def is_made(run_dir):
     """Whether the export is there, and of the weights that the run holds now."""
     own = folder(run_dir)
     try:
-        made, held = runs.read_json(own / FACTS), runs.read_json(Path(run_dir, "run.json"))
-        same = made["weights_sha256"] == held["model"]["weights_sha256"]
+        exported, run = runs.read_json(own / FACTS), runs.read_json(Path(run_dir, "run.json"))
+        same = exported["weights_sha256"] == run["model"]["weights_sha256"]
     except (OSError, ValueError, KeyError):
         return False
     return same and all((own / FILE).with_suffix(end).is_file() for end in (".xml", ".bin"))
@@ -45,118 +46,82 @@ def is_made(run_dir):
 def make(run_dir):
     """Export the network of a run directory, unless that is done. Returns the folder, which appears whole or not.
 
-    Raises FileNotFoundError where there is no finished run, ValueError for a network whose maps `explain` cannot tell.
+    FileNotFoundError where there is no finished run, ValueError for a network without maps (`explain.explains`).
     """
     run, target = runs.read_run(run_dir), folder(run_dir)
     if not (run.path / "model.keras").is_file():
         raise FileNotFoundError(f"no model.keras in {run_dir}: train it with notebook 03_training")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):  # another page may be at it
-        return target if is_made(run_dir) else _make(run, target)
-
-
-def _make(run, target):
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".answers.") as place:
-        ready = Path(place, "ready")
-        ready.mkdir()
-        told = _write(run, ready) | facts(run)
-        runs.write_json(ready / FACTS, told)
-        shutil.rmtree(target, ignore_errors=True)
-        ready.replace(target)
+    with FileLock(f"{target}.lock"):  # another page may be exporting it
+        if not is_made(run_dir):
+            with export.replacing(target) as ready:
+                runs.write_json(ready / FACTS, _write(run, ready) | facts(run))
     return target
 
 
 def _write(run, ready):
-    """Write the graph; which outputs are what."""
+    """Write the graph. Returns which of its outputs is what, the levels of the maps, and the attention blocks."""
     import keras
     from keras import ops
 
     if not explain.explains(run.variant):
-        raise ValueError(f"maps of {run.variant} are not told: choose a network on ResNet-50. Received: {run.path}")
+        raise ValueError(f"no maps of {run.variant}: choose a network on ResNet-50. Received: {run.path}")
     single = export.with_float32_layers(run.model)
-    names = explain.levels(single)
-    blocks = [layer.name.removesuffix("_weights") for layer in single.layers if layer.name.endswith("_weights")]
-    kernel = ops.convert_to_numpy(single.get_layer("logits").kernel)
-    kernel = kernel - kernel.mean(axis=1, keepdims=True)
-    reader = keras.Model(single.input, [single.outputs[0], *(single.get_layer(name).output for name in names),
-                                        *(single.get_layer(f"{name}_weights").output for name in blocks)])
+    maps, blocks = explain.map_outputs(single), explain.attention_blocks(single)
+    weights = [single.get_layer(f"{name}_weights").output for name in blocks]
     inputs = keras.Input(single.input_shape[1:], dtype="uint8", name="slice")
-    scores, *found = reader(ops.cast(inputs, "float32"))
-    maps, first = [], 0
-    for feature in found[: len(names)]:
-        height, width, channels = feature.shape[1:]
-        own = kernel[first : first + channels] / (height * width)
-        first += channels
-        maps.append(ops.matmul(feature, own))  # (B, h, w, classes)
-    outputs = [scores, *maps, *found[len(names):]]
+    outputs = keras.Model(single.input, [single.outputs[0], *maps.values(), *weights])(ops.cast(inputs, "float32"))
     serving = keras.Model(inputs, outputs)
     example = np.random.default_rng(0).integers(0, 256, (2, *inputs.shape[1:]), np.uint8)
-    wanted = [ops.convert_to_numpy(output) for output in serving(example)]
-    export.convert(serving, ready / "converted.xml")
-    order = _keep(ready / "converted.xml", ready / FILE, example, wanted)
-    return {
-        "outputs": order, "levels": names,
-        "blocks": [{"name": name, "queries": list(single.get_layer(name).output.shape[1:3]),
-                    "keys": list(single.get_layer(f"{name}_key").output.shape[1:3])} for name in blocks],
-    }
+    expected = [ops.convert_to_numpy(output) for output in serving(example)]
+    network = export.as_openvino(serving)
+    order = _match(list(export.compiled(network.clone(), example.shape)(example).values()), expected)
+    export.openvino().save_model(network, ready / FILE, compress_to_fp16=False)
+    return {"outputs": order, "levels": list(maps), "blocks": [
+        {"name": name, "queries": list(queries), "keys": list(keys)} for name, (queries, keys) in blocks.items()]}
 
 
-def _keep(converted, target, example, wanted):
-    """Save the converted graph; for each wanted output the place among the graph's own, found by its values.
-
-    The converter may change their order, and adds shapes that nobody reads.
-    """
-    openvino = export._openvino()
-    network = export.core().read_model(converted)
-    for result in network.results:
-        if result.output(0).element_type != openvino.Type.f32:
-            network.remove_result(result)
-    network.validate_nodes_and_infer_types()
-    found = list(export.core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(example).values())
+def _match(outputs, expected):
+    """For each expected array its position among the outputs, whose order the converter may change."""
     order = []
-    for values in wanted:
+    for values in expected:
         gaps = [np.abs(other - values).max() / (np.abs(values).max() + 1e-9) if other.shape == values.shape else np.inf
-                for other in found]
-        order.append(int(np.argmin(gaps)))
+                for other in outputs]
         if min(gaps) > 0.01:
             raise ValueError(f"the exported network answers otherwise than the trained one (by {min(gaps):.3f})")
-    openvino.save_model(network, target, compress_to_fp16=False)
-    del network
-    for file in (converted, converted.with_suffix(".bin")):
-        file.unlink()
+        order.append(int(np.argmin(gaps)))
     return order
 
 
 def facts(run):
-    """What is told of the network of a run beside its answers: what it is, was trained on, and is worth."""
-    from covidlib.evaluation import metrics
-
+    """What the viewer says about the network of a run: what it is, its training data, its figures."""
+    folder, profile = run.path.absolute().parts[-4:-2]
+    dataset = run.parameters.get("dataset", folder)
     test = run.predictions[run.predictions["split"] == "test"]
     temperature = run.temperature if np.isfinite(run.temperature) else None
     truth, _, scores = metrics.decide(test, run.classes)
     scaled = calibration.scale(scores, temperature) if temperature and len(test) else scores
-    parameters = run.parameters
+    source, images = slices_of(run) or (None, None)
     return {
-        "variant": run.variant, "seed": run.seed, "dataset": run.dataset, "profile": run.profile,
-        "classes": list(run.classes), "image_size": parameters["image_size"], "epochs": len(run.history),
-        "start": parameters.get("weights") or "none", "synthetic": run.dataset == "phantom",
+        "variant": run.variant, "seed": run.seed, "dataset": dataset, "profile": profile,
+        "classes": list(run.classes), "image_size": run.parameters["image_size"], "epochs": len(run.history),
+        "start": run.parameters.get("weights") or "none", "synthetic": dataset == "phantom",
         "temperature": temperature,
         "calibration_error": calibration.expected_error(truth, scaled) if len(test) else None,
         "test": run.metrics.get("test") and {
             name: run.metrics["test"][name] for name in ("n", "patients", "accuracy", "accuracy_interval")},
-        "typical": _typical(run), "weights_sha256": run.content["model"]["weights_sha256"],
-        "packages": provenance.packages(),
+        "typical": source and quality.feature_ranges(
+            images[np.flatnonzero(source.manifest["split"] == "train")]),  # of the training slices
+        "weights_sha256": run.content["model"]["weights_sha256"], "packages": provenance.packages(),
     }
 
 
 def slices_of(run):
-    """(datasets.Source, uint8 (N, S, S)) of what a run was trained and tested on, or None where it is not at hand."""
-    from covidlib import datasets
-    from covidlib.datasets import decode
-
+    """(datasets.Source, uint8 (N, S, S)) that a run was trained and tested on, or None where it is not available."""
+    home = run.path.parents[1]
     try:
-        source = datasets.open_saved(run.home)
-        return source, decode.load_images(source, run.parameters["image_size"], run.home / "cache")
+        source = datasets.open_saved(home)
+        return source, decode.load_images(source, run.parameters["image_size"], home / "cache")
     except (OSError, ValueError, datasets.DataError):
         return None
 
@@ -175,15 +140,6 @@ def describe(network):
     return text + "."
 
 
-def _typical(run):
-    """quality.feature_ranges of the training slices, None where they are not at hand."""
-    found = slices_of(run)
-    if found is None:
-        return None
-    source, images = found
-    return quality.feature_ranges(images[np.flatnonzero(source.manifest["split"] == "train")])
-
-
 class Answerer:
     """An exported network: `answerer(image)`. Attributes are those of network.json, `classes` and `levels` tuples."""
 
@@ -191,36 +147,25 @@ class Answerer:
         facts = json.loads(Path(folder, FACTS).read_text(encoding="utf-8"))
         for name, value in facts.items():
             setattr(self, name, tuple(value) if name in ("classes", "levels") else value)
-        self._network = export.core().read_model(Path(folder, FILE))
-        self._compiled = {}
+        network, shape = export.core().read_model(Path(folder, FILE)), (self.image_size, self.image_size, 1)
+        self._compiled = functools.cache(lambda batch: export.compiled(network.clone(), (batch, *shape)))
 
     def _ask(self, images):
-        batch = len(images)
-        if batch not in self._compiled:
-            network = self._network.clone()
-            network.reshape([batch, self.image_size, self.image_size, 1])
-            options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
-                       "INFERENCE_NUM_THREADS": provenance.threads()}
-            self._compiled[batch] = export.core().compile_model(network, "CPU", options)
-        found = list(self._compiled[batch](np.ascontiguousarray(images)[..., None]).values())
-        return [found[place] for place in self.outputs]
+        found = list(self._compiled(len(images))(np.ascontiguousarray(images)[..., None]).values())
+        return [found[position] for position in self.outputs]
 
     def __call__(self, image):
-        """An Answer to one harmonised slice, uint8 (S, S)."""
+        """An Answer to one prepared slice, uint8 (S, S)."""
         scores, *rest = (output[0] for output in self._ask(image[None]))
         maps = dict(zip(self.levels, rest, strict=False))
         attention = {block["name"]: weights for block, weights in zip(self.blocks, rest[len(maps):], strict=True)}
         return Answer(self, scores, maps, attention)
 
     def probabilities(self, images):
-        """float32 (N, classes), scaled by the temperature, of harmonised slices uint8 (N, S, S)."""
-        parts = []
-        for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH]
-            full = np.zeros((BATCH, *part.shape[1:]), np.uint8)
-            full[: len(part)] = part
-            parts.append(self._ask(full)[0][: len(part)])
-        return self.calibrated(np.concatenate(parts)) if parts else np.zeros((0, len(self.classes)), np.float32)
+        """float32 (N, classes), scaled by the temperature, of prepared slices uint8 (N, S, S)."""
+        if not len(images):
+            return np.zeros((0, len(self.classes)), np.float32)
+        return self.calibrated(export.in_batches(lambda part: self._ask(part)[0], images, BATCH))
 
     def calibrated(self, scores):
         """Probabilities after the temperature; as they are where there were no validation slices to fit it on."""
@@ -228,7 +173,7 @@ class Answerer:
 
 
 class Answer:
-    """What a network says of a slice.
+    """A network's answer to a slice.
 
     scores: (classes,) as trained; probabilities: after the temperature; maps: level -> (h, w, classes), what each
     place adds to the logit of a class (explain.class_maps); attention: block -> (queries or 1, keys).
@@ -241,8 +186,7 @@ class Answer:
     def heat(self, level, k, size):
         """float32 (size, size), what speaks for class `k` at a level, or at ALL of them together; negative: against."""
         chosen = self.maps.values() if level == explain.ALL else [self.maps[level]]
-        large = [explain.enlarge(one[None, ..., k], (size, size))[0] * np.prod(one.shape[:2]) for one in chosen]
-        return sum(large) / size**2
+        return explain.combine([one[None, ..., k] for one in chosen], (size, size))[0]
 
     def related(self, block, place, size):
         """float32 (size, size): the weights by which `block` gathers features for a place (row, column) in 0..1."""

@@ -13,7 +13,7 @@ import pandas as pd
 
 from covidlib.audit import shortcuts
 from covidlib.datasets.splits import FOLDS
-from covidlib.evaluation import complexity, metrics, statistics
+from covidlib.evaluation import comparison, complexity, metrics, statistics
 from covidlib.preprocessing import augmentation
 from covidlib.report.figures import PAPER, timed
 from covidlib.training import runs
@@ -65,13 +65,9 @@ class Evidence:
 
     def correct(self, variant, label=None, among=None) -> pd.DataFrame:
         """Test slices: `correct` (share of the seeds that are right) and `patient`, by path and slice."""
-        parts = []
-        for run in self.of(variant, among):
-            test = run.predictions[run.predictions["split"] == "test"]
-            keys = [key for key in ("path", "slice_index") if key in test]
-            parts.append(test.assign(correct=metrics.correct(test, run.classes).astype(float)))
-        table = pd.concat(parts).groupby(keys, sort=True).agg(
-            correct=("correct", "mean"), patient=("patient", "first"), label=("label", "first"))
+        found = self.of(variant, among)
+        table = comparison.average_correct([run.predictions[run.predictions["split"] == "test"] for run in found],
+                                           found[0].classes)
         table = table[table["label"] == label] if label else table
         if table.empty:
             raise Missing(f"no test slices of class {label}" if label else "no test slices")
@@ -138,11 +134,9 @@ def difference(evidence, variant, against, least=0):
     seeds = set.intersection(*({run.seed for run in found if run.variant == name} for name in (variant, against)))
     among = [run for run in found if run.seed in seeds] or found
     own, base = (evidence.correct(name, among=among) for name in (variant, against))
-    shared = own.index.intersection(base.index)
-    if shared.empty:
+    own, paired = comparison.paired_difference(own, base)
+    if paired is None:
         raise Missing(f"{variant} and {against} were tested on different slices")
-    own, base = own.loc[shared], base.loc[shared]
-    paired = statistics.paired_difference(own["correct"], base["correct"], own["patient"].to_numpy())
     slices = "slices, each tested in one of the folds" if found is evidence.folds else "test slices"
     text = (f"{paired['difference']:+.3f} ({variant} - {against}, {len(own)} {slices}, "
             f"{len(seeds)} seed{'s'[:len(seeds) > 1]}; p = {paired['p_bootstrap']:.2g})")

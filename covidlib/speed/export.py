@@ -1,17 +1,17 @@
-"""Trained networks as files that answer fast and without Keras: OpenVINO (float32, bfloat16, int8) and ONNX Runtime.
+"""Trained networks as files that run fast and without Keras: OpenVINO (float32, bfloat16, int8) and ONNX Runtime.
 
 An exported folder holds
 
-    model.xml, model.bin             OpenVINO, float32; bfloat16 is a way to run it
+    model.xml, model.bin             OpenVINO, float32; bfloat16 is an option of `load`
     model.onnx                       ONNX, float32
     model_int8.xml, model_int8.bin   OpenVINO, int8 by NNCF (https://github.com/openvinotoolkit/nncf), if calibrated
-    model.json                       classes, image size, and where it all came from
+    model.json                       classes, image size, origin
 
-Each takes grey values 0..255 as uint8 (B, S, S, 1), what `intake.see` gives: normalisation is in the graph, so that a
-served network cannot be fed slices that were normalised otherwise or twice.
+Each takes grey values 0..255 as uint8 (B, S, S, 1): normalisation is in the graph, so that no slice is normalised
+otherwise or twice.
 
-NNCF and OpenVINO's converter report their use to Google Analytics through the package openvino-telemetry unless they
-are told not to; here they are told before they are imported, and nothing goes out.
+NNCF and OpenVINO's converter report their use to Google Analytics through the package openvino-telemetry; it is
+disabled before they are imported, and nothing goes out.
 """
 
 import contextlib
@@ -36,18 +36,16 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 RUNTIMES = ("openvino", "onnxruntime")
 FILES = {f"{name}.{end}" for name in ("model", "model_int8") for end in ("xml", "bin")} | {"model.onnx", "model.json"}
 FEWEST = 32  # slices that a calibration needs at least; 300 are usual
-_PACKAGES = ("openvino", "nncf", "onnx", "tf2onnx")
 
 
 def write(model, folder, classes, *, calibration=None, onnx=True):
     """Export `model` to `folder`, which appears with all its files or stays as it was. Returns its Path.
 
     Args:
-        model: a classifier of covidlib.models, built or loaded, of any precision: what is exported are its float32
-            weights, computed with in float32. Its name is taken for the variant's.
+        model: a classifier of covidlib.models of any precision, exported in float32. Its name is the variant's.
         folder: new, empty, or an earlier export, which is replaced.
         classes: names, in the order of the model's outputs.
-        calibration: harmonised slices of the training part, uint8 (N, S, S), from which the ranges of the int8
+        calibration: prepared slices of the training part, uint8 (N, S, S), from which the ranges of the int8
             network are learned; without them there is none.
         onnx: whether model.onnx is written, which takes longer than the rest.
 
@@ -58,13 +56,16 @@ def write(model, folder, classes, *, calibration=None, onnx=True):
     _check(model, classes, calibration)
     if folder.exists() and not (folder.is_dir() and FILES.issuperset(os.listdir(folder))):
         raise ValueError(f"folder must be new, empty or an earlier export. Received: folder={folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-        ready = Path(place, "export")
-        ready.mkdir()
-        _write_files(in_float32(model), ready, calibration, onnx)
+    with replacing(folder) as ready:
+        serving = in_float32(model)
+        network = as_openvino(serving)
+        network.outputs[0].tensor.set_names({"probabilities"})
+        openvino().save_model(network, ready / "model.xml", compress_to_fp16=False)
+        if calibration is not None:
+            openvino().save_model(_quantised(network, calibration), ready / "model_int8.xml", compress_to_fp16=False)
+        if onnx:
+            _convert(serving, ready / "model.onnx", "onnx")
         (ready / "model.json").write_text(json.dumps(_record(model, classes, calibration), indent=1) + "\n")
-        _put_in_place(ready, folder)
     return folder
 
 
@@ -75,11 +76,11 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
         precision: "float32", "bfloat16" or "int8". Where the processor has no bfloat16 arithmetic OpenVINO emulates
             it or keeps to float32. ONNX Runtime has float32 only.
         runtime: "openvino" or "onnxruntime".
-        threads: how many compute, by default all that this process may use.
+        threads: by default all that this process may use.
         batch: slices to a step, compiled for that number; None: any number, somewhat slower.
 
-    FileNotFoundError where `folder` lacks the file; ValueError for other values. Warns where the pictures it was made
-    for were read by other code than that of today.
+    FileNotFoundError where `folder` lacks the file; ValueError for other values. Warns where another version of the
+    code that reads pictures wrote it.
     """
     folder = Path(folder)
     for name, value, known in (("precision", precision, PRECISIONS), ("runtime", runtime, RUNTIMES)):
@@ -98,13 +99,15 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
     record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     if record.get("preprocessing_sha256") != decode.code_sha256():
         warnings.warn(f"{folder} was exported for pictures read by another version of covidlib", stacklevel=2)
-    shape = (batch, record["image_size"], record["image_size"], 1)
-    start = _start_onnxruntime if runtime == "onnxruntime" else _start_openvino
-    return Exported(start(file, precision, threads or provenance.threads(), shape), record, precision, runtime, batch)
+    threads = threads or provenance.threads()
+    if runtime == "onnxruntime":
+        return Exported(_start_onnxruntime(file, threads), record, precision, runtime, batch)
+    network = compiled(core().read_model(file), (batch, *[record["image_size"]] * 2, 1), precision, threads)
+    return Exported(lambda images: network(images)[0], record, precision, runtime, batch)
 
 
 class Exported:
-    """A network ready to answer: `exported(images)`. Made by `load`; one thread at a time may call it.
+    """A network that `load` compiled: `exported(images)`. One thread at a time may call it.
 
     Attributes: classes, image_size, precision, runtime, batch; name and input_shape as a Keras model has them.
     """
@@ -125,20 +128,42 @@ class Exported:
         images = images.reshape(-1, size, size, 1)
         if self.batch in (None, len(images)):
             return self._run(images)
-        parts = np.split(images, range(self.batch, len(images), self.batch))
-        missing = self.batch - len(parts[-1])
-        parts[-1] = np.concatenate([parts[-1], np.zeros((missing, size, size, 1), np.uint8)])
-        return np.concatenate([self._run(part) for part in parts])[:len(images)]
+        return in_batches(self._run, images, self.batch)
+
+
+def in_batches(run, images, batch):
+    """Results (N, ...) of `run`, which takes `batch` images at a time; the last batch is filled up with blanks."""
+    blanks = np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)
+    parts = np.split(np.concatenate([images, blanks]), range(batch, len(images), batch))
+    return np.concatenate([run(part) for part in parts])[: len(images)]
+
+
+@contextlib.contextmanager
+def replacing(folder):
+    """An empty folder that takes the place of `folder` once it is filled; after an error `folder` is as it was."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+        ready, before = Path(place, "ready"), Path(place, "before")
+        ready.mkdir()
+        yield ready
+        if folder.exists():
+            folder.replace(before)
+        try:
+            ready.replace(folder)
+        except BaseException:
+            if before.exists():
+                before.replace(folder)
+            raise
 
 
 def _check(model, classes, calibration):
     if len(classes) != model.output_shape[-1] or len(set(classes)) < len(classes):
         raise ValueError(f"classes must be {model.output_shape[-1]} different names. Received: classes={classes!r}")
-    if len(model.input_shape) != 4 or model.input_shape[3] != 1 or model.input_shape[1] != model.input_shape[2]:
+    size = model.input_shape[1]
+    if model.input_shape[1:] != (size, size, 1):
         raise ValueError(f"model must take grey squares (B, S, S, 1). Received: input_shape={model.input_shape}")
     if calibration is None:
         return
-    size = model.input_shape[1]
     if calibration.dtype != np.uint8 or calibration.shape[1:] != (size, size) or len(calibration) < FEWEST:
         raise ValueError(f"calibration must be uint8 (N, {size}, {size}), N at least {FEWEST}. "
                          f"Received: {calibration.dtype} {calibration.shape}")
@@ -157,52 +182,41 @@ def with_float32_layers(model):
 
 
 def in_float32(model):
-    """The same network with float32 layers and uint8 inputs, called once, as Keras's exporter wants it."""
+    """The same network with float32 layers and uint8 inputs, called once, which Keras's exporter needs."""
     import keras
 
-    single = with_float32_layers(model)
     inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="slice")
-    serving = keras.Model(inputs, single(keras.ops.cast(inputs, "float32")))
+    serving = keras.Model(inputs, with_float32_layers(model)(keras.ops.cast(inputs, "float32")))
     serving(np.zeros((1, *model.input_shape[1:]), np.uint8))
     return serving
 
 
-def convert(serving, path, format="openvino"):
-    """Write a Keras model, called once before, to `path`; OpenVINO is told before Keras imports it, see _openvino."""
-    _openvino()
+def as_openvino(serving):
+    """openvino.Model of a Keras model, called once before, with its float outputs alone."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place, "converted.xml")
+        _convert(serving, file, "openvino")
+        network = core().read_model(file.read_bytes(), file.with_suffix(".bin").read_bytes())
+    for result in network.results:
+        if result.output(0).element_type != openvino().Type.f32:
+            network.remove_result(result)  # shapes, which the converter adds
+    network.validate_nodes_and_infer_types()
+    return network
+
+
+def _convert(serving, path, format):
+    openvino()  # before Keras imports it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Keras asks for np.object
         serving.export(str(path), format=format, verbose=False)
 
 
-def _write_files(serving, folder, calibration, onnx):
-    openvino = _openvino()
-    converted = folder / "converted.xml"
-    convert(serving, converted)
-    if onnx:
-        convert(serving, folder / "model.onnx", "onnx")
-    network = core().read_model(converted)
-    for result in network.results:
-        if result.output(0).element_type != openvino.Type.f32:
-            network.remove_result(result)  # shapes that the converter found nobody to read
-    network.outputs[0].tensor.set_names({"probabilities"})
-    network.validate_nodes_and_infer_types()
-    openvino.save_model(network, folder / "model.xml", compress_to_fp16=False)
-    if calibration is not None:
-        openvino.save_model(_quantised(network, calibration), folder / "model_int8.xml", compress_to_fp16=False)
-    del network  # it maps the file that goes
-    for file in (converted, converted.with_suffix(".bin")):
-        file.unlink()
-
-
 def _quantised(network, calibration):
     """The network in int8: symmetric weights, activations symmetric where nothing is negative.
 
-    On four trained networks (96 px, 300 slices) NNCF's default correction of biases left probabilities farther from
-    float32 than none (mean .022 to .027 against .010 to .022); the exact one comes as near as none and takes 7 times
-    as long. Attention's products and softmax may be quantised, too: leaving them out changed nothing. Weights keep half
-    of their range: processors with AVX2 alone add in 16 bits, which overflow (mean .076 on an untrained network, .029
-    so).
+    No correction of biases: on four trained networks NNCF's default left probabilities farther from float32 (mean .022
+    to .027) than none (.010 to .022). Weights keep half of their range: processors with AVX2 alone add in 16 bits,
+    which overflow.
     """
     import nncf
 
@@ -217,30 +231,18 @@ def _quantised(network, calibration):
 def _record(model, classes, calibration):
     from covidlib.training.loop import weights_sha256
 
-    packages = provenance.packages() | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnx", "tf2onnx")}
     return {
         "classes": list(classes), "image_size": model.input_shape[1], "variant": model.name,
         "weights_sha256": weights_sha256(model), "preprocessing_sha256": decode.code_sha256(),
         "calibration": None if calibration is None else {
             "slices": len(calibration), "sha256": hashlib.sha256(np.ascontiguousarray(calibration)).hexdigest()},
-        "packages": packages,
+        "packages": provenance.packages() | versions,
     }
 
 
-def _put_in_place(ready, folder):
-    before = ready.with_name("before")
-    if folder.exists():
-        folder.replace(before)
-    try:
-        ready.replace(folder)
-    except BaseException:
-        if before.exists():
-            before.replace(folder)
-        raise
-
-
-def _openvino():
-    """The package, its telemetry cut off: not importable, or where somebody else imported it, unable to send."""
+def openvino():
+    """The package with its telemetry disabled: not importable or, where it is imported already, unable to send."""
     if sys.modules.setdefault("openvino_telemetry") is not None:
         from openvino_telemetry.utils.sender import TelemetrySender
 
@@ -248,36 +250,28 @@ def _openvino():
     import openvino
 
     if sys.version_info >= (3, 13):
-        _let_it_convert()
+        # OpenVINO's converter does exec("import tensorflow"), then exec("del tensorflow"): an error since PEP 667
+        from openvino.frontend.tensorflow import utils
+
+        utils.get_environment_setup = lambda framework: {"tensorflow": importlib.metadata.version("tensorflow")}
     return openvino
-
-
-def _let_it_convert():
-    """Tell OpenVINO's converter TensorFlow's version; from Python 3.13 on (PEP 667) its own way ends in an error.
-
-    It does `exec("import tensorflow")` and then `exec("del tensorflow")`, which finds no such name there (2026.4).
-    """
-    from openvino.frontend.tensorflow import utils
-
-    utils.get_environment_setup = lambda framework: {"tensorflow": importlib.metadata.version("tensorflow")}
 
 
 @functools.cache
 def core():
-    """OpenVINO's own object that reads and compiles networks, one for the process."""
-    return _openvino().Core()
+    """OpenVINO's object that reads and compiles networks, one for the process."""
+    return openvino().Core()
 
 
-def _start_openvino(file, precision, threads, shape):
-    network = core().read_model(file)
+def compiled(network, shape, precision="float32", threads=None):
+    """An openvino.Model compiled for inputs of `shape` (None: any size); the model takes that shape, too."""
     network.reshape([-1 if size is None else size for size in shape])
     options = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
-               "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    compiled = core().compile_model(network, "CPU", options)
-    return lambda images: compiled(images)[0]
+               "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads or provenance.threads()}
+    return core().compile_model(network, "CPU", options)
 
 
-def _start_onnxruntime(file, _, threads, shape):
+def _start_onnxruntime(file, threads):
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()

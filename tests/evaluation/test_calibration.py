@@ -1,31 +1,23 @@
 import numpy as np
 import pytest
+from sklearn.metrics import brier_score_loss
 
 from covidlib.evaluation import calibration
 
 
-def drawn(n, sharpness, seed=0):
-    """True classes drawn from probabilities, and the same probabilities made too sure by `sharpness`."""
-    rng = np.random.default_rng(seed)
-    honest = rng.dirichlet([1, 1, 1], n)
-    truth = (rng.random((n, 1)) > honest.cumsum(axis=1)).sum(axis=1)
-    return truth, honest, calibration.scale(honest, 1 / sharpness)
-
-
-def test_the_temperature_that_made_probabilities_too_sure_is_found():
-    truth, honest, sure = drawn(20_000, 2.5)
-    assert calibration.fit_temperature(truth, sure) == pytest.approx(2.5, rel=0.05)
+def test_the_temperature_is_found_and_corrects_the_calibration():
+    """True classes drawn from probabilities, and the same probabilities made too sure by 2.5."""
+    rng = np.random.default_rng(0)
+    honest = rng.dirichlet([1, 1, 1], 20_000)
+    truth = (rng.random((20_000, 1)) > honest.cumsum(axis=1)).sum(axis=1)
+    sure = calibration.scale(honest, 1 / 2.5)
+    temperature = calibration.fit_temperature(truth, sure)
+    assert temperature == pytest.approx(2.5, rel=0.05)
     assert calibration.fit_temperature(truth, honest) == pytest.approx(1, rel=0.05)
-
-
-def test_scaling_keeps_the_order_and_mends_the_error():
-    truth, honest, sure = drawn(20_000, 2.5)
-    mended = calibration.scale(sure, calibration.fit_temperature(truth, sure))
-    assert (mended.argmax(axis=1) == sure.argmax(axis=1)).all()
-    assert mended.sum(axis=1) == pytest.approx(1)
-    assert calibration.expected_error(truth, sure) > 0.1
-    assert calibration.expected_error(truth, mended) < 0.02
-    assert calibration.brier(truth, mended) < calibration.brier(truth, sure)
+    scaled = calibration.scale(sure, temperature)
+    assert (scaled.argmax(axis=1) == sure.argmax(axis=1)).all() and scaled.sum(axis=1) == pytest.approx(1)
+    assert calibration.expected_error(truth, sure) > 0.1 > 0.02 > calibration.expected_error(truth, scaled)
+    assert calibration.brier(truth, scaled) < calibration.brier(truth, sure)
 
 
 def test_expected_error_and_brier_of_a_handful_by_hand():
@@ -34,6 +26,8 @@ def test_expected_error_and_brier_of_a_handful_by_hand():
     # at .9 two of three are right, at .7 one of one
     assert calibration.expected_error(truth, probabilities) == pytest.approx(0.75 * abs(0.9 - 2 / 3) + 0.25 * 0.3)
     assert calibration.brier(truth, probabilities) == pytest.approx((0.02 + 0.02 + 1.62 + 0.18) / 4)
+    assert calibration.brier(truth, probabilities) == pytest.approx(
+        brier_score_loss(truth, probabilities, scale_by_half=False), abs=1e-12)
     bins = calibration.reliability(truth, probabilities)
     assert bins.n.sum() == 4 and (bins.n > 0).sum() == 2 and bins.accuracy.isna().sum() == 13
 

@@ -24,8 +24,7 @@ def made_up(variant, seed, right, patients=None):
     content = {
         "parameters": {"variant": variant, "seed": seed}, "classes": list(CLASSES),
         "metrics": {"test": metrics.metrics(predictions, CLASSES)},
-        "model": {"parameters": 7}, "wall_seconds": 2.0 + seed,
-    }
+        "model": {"parameters": 7}, "wall_seconds": 2.0 + seed}
     return Run(Path(variant), content, pd.DataFrame(), predictions)
 
 
@@ -33,10 +32,8 @@ def made_up(variant, seed, right, patients=None):
 def runs():
     rng = np.random.default_rng(0)
     base = [rng.random(300) < 0.7 for _ in range(2)]
-    return [
-        *(made_up("improved", k, right | (rng.random(300) < 0.5)) for k, right in enumerate(base)),
-        *(made_up("resnet50", k, right) for k, right in enumerate(base)),
-    ]
+    return [*(made_up("improved", k, right | (rng.random(300) < 0.5)) for k, right in enumerate(base)),
+            *(made_up("resnet50", k, right) for k, right in enumerate(base))]
 
 
 def test_mean_and_spread_over_seeds(runs):

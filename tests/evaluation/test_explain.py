@@ -31,9 +31,9 @@ def test_the_maps_of_all_levels_add_up_to_the_logit(model, images, monkeypatch):
     maps = explain.class_maps(model, images, classes)
     logits = keras.Model(model.input, model.get_layer("logits").output).predict(
         images[..., None].astype("float32"), verbose=0)
-    wanted = logits[np.arange(5), classes] - logits.mean(axis=1)
+    expected = logits[np.arange(5), classes] - logits.mean(axis=1)
     total = sum(maps[name].sum(axis=(1, 2)) for name in explain.levels(model))
-    assert total == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+    assert total == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_every_pooled_level_has_a_map_at_its_own_size(images):
@@ -63,20 +63,16 @@ def test_a_map_on_the_lesion_hits_and_one_on_the_border_does_not():
     assert 0.03 < found.chance[0] < 0.1
     missed = explain.on_lesions(wrong, lesions, lungs)
     assert missed.hit[0] == 0 and missed.outside[0] == pytest.approx(1, abs=1e-6)
-    # the second slice has no lesion, and a map without a positive place says nothing
+    assert explain.on_lesions(np.ones((2, 6, 6)), lesions, lungs).enrichment[0] == pytest.approx(1)
+    # the second slice has no lesion, and a map without a positive place shows nothing
     assert np.isnan(found.hit[1]) and np.isnan(found.chance[1])
     assert explain.on_lesions(-right, lesions, lungs).hit.isna().all()
-
-
-def test_an_even_map_gains_nothing():
-    lesions, lungs = slices_with_a_lesion()
-    assert explain.on_lesions(np.ones((2, 6, 6)), lesions, lungs).enrichment[0] == pytest.approx(1)
 
 
 def test_occlusion_finds_the_place_that_decides(monkeypatch):
     monkeypatch.setattr(explain, "PATCH", 8)
     slice_, scores = keras.Input((32, 32, 1)), keras.layers.Cropping2D(((8, 16), (16, 8)))
-    x = keras.layers.GlobalAveragePooling2D()(scores(slice_))  # looks at rows 8 to 15 and columns 16 to 23 alone
+    x = keras.layers.GlobalAveragePooling2D()(scores(slice_))  # rows 8 to 15 and columns 16 to 23 alone
     x = keras.layers.Rescaling(1 / 255)(x)
     outputs = keras.layers.Softmax()(keras.layers.Concatenate()([x, keras.layers.Rescaling(-1.0)(x)]))
     lost = explain.occlusion(keras.Model(slice_, outputs), np.full((1, 32, 32), 200, np.uint8), np.zeros(1, int))
@@ -85,8 +81,8 @@ def test_occlusion_finds_the_place_that_decides(monkeypatch):
     assert np.count_nonzero(np.abs(lost) > 1e-6) == 1
 
 
-def test_even_attention_is_told_as_one(images):
-    model = build_classifier("improved", CLASSES, 64, precision="float32")
+def test_uniform_attention_has_an_enrichment_of_one(images):
+    model = keras.models.clone_model(built("improved"))
     for layer in model.layers:
         if layer.name.endswith("_query"):
             layer.set_weights([np.zeros_like(array) for array in layer.get_weights()])

@@ -21,14 +21,18 @@ def made_up(labels, predicted, patients=None, classes=CLASSES):
 
 
 @pytest.fixture
+def useless():
+    """300 slices with probabilities that know nothing of the class."""
+    labels, scores = np.array(CLASSES)[np.arange(300) % 3], np.random.default_rng(0).dirichlet([1, 1, 1], 300)
+    return made_up(labels, labels).assign(**{f"p_{name}": scores[:, k] for k, name in enumerate(CLASSES)})
+
+
+@pytest.fixture
 def paper():
-    """The paper's Figure 6 with viral and normal put right: 1298 of 1350, 184 of 300, 1221 of 1350."""
+    """The paper's Figure 6 with viral and normal exchanged: 1298 of 1350, 184 of 300, 1221 of 1350."""
     labels, predicted = [], []
-    for name, n, right, wrong in (
-        ("covid", 1350, 1298, "normal"),
-        ("viral", 300, 184, "covid"),
-        ("normal", 1350, 1221, "viral"),
-    ):
+    for name, n, right, wrong in (("covid", 1350, 1298, "normal"), ("viral", 300, 184, "covid"),
+                                  ("normal", 1350, 1221, "viral")):
         labels += [name] * n
         predicted += [name] * right + [wrong] * (n - right)
     return made_up(labels, predicted)
@@ -67,33 +71,24 @@ def test_clustered_intervals_are_wider(paper):
     assert clustered == metrics.metrics(paper, CLASSES)
 
 
-def test_roc_and_auc_of_a_perfect_and_a_useless_score():
-    rng = np.random.default_rng(0)
-    labels = np.array(CLASSES)[np.arange(300) % 3]
-    perfect = made_up(labels, labels)
+def test_roc_and_auc_of_a_perfect_and_a_useless_score(useless):
+    perfect = made_up(useless["label"], useless["label"])
     assert metrics.metrics(perfect, CLASSES)["auc"] == 1
-    scores = rng.dirichlet([1, 1, 1], 300)
-    useless = perfect.assign(**{f"p_{name}": scores[:, k] for k, name in enumerate(CLASSES)})
-    found = metrics.metrics(useless, CLASSES)
+    found, curves = metrics.metrics(useless, CLASSES), metrics.roc(useless, CLASSES)
     assert found["auc"] == pytest.approx(0.5, abs=0.07)
-    curves = metrics.roc(useless, CLASSES)
     assert list(curves.columns) == ["class", "fpr", "tpr", "threshold"]
     for name, curve in curves.groupby("class"):
         assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(found["per_class"][name]["auc"])
 
 
-def test_precision_and_recall_meet_scikit_learns_average():
-    rng = np.random.default_rng(1)
-    scores = rng.dirichlet([1, 1, 1], 300)
-    table = made_up(np.array(CLASSES)[np.arange(300) % 3], np.array(CLASSES)[np.arange(300) % 3]).assign(
-        **{f"p_{name}": scores[:, k] for k, name in enumerate(CLASSES)})
-    curves = metrics.precision_recall(table, CLASSES)
+def test_precision_and_recall_have_scikit_learns_average(useless):
+    curves = metrics.precision_recall(useless, CLASSES)
     assert list(curves.columns) == ["class", "recall", "precision", "threshold"]
-    for k, (name, curve) in enumerate(curves.groupby("class", sort=False)):
-        wanted = average_precision_score(table["label"] == name, scores[:, k])
-        assert figures.average_precision(curve) == pytest.approx(wanted)
+    for name, curve in curves.groupby("class", sort=False):
+        expected = average_precision_score(useless["label"] == name, useless[f"p_{name}"])
+        assert figures.average_precision(curve) == pytest.approx(expected)
         assert curve["precision"].iloc[0] == pytest.approx(1 / 3) and curve["recall"].iloc[-1] == 0
-    assert metrics.precision_recall(table[:0], CLASSES).empty
+    assert metrics.precision_recall(useless[:0], CLASSES).empty
 
 
 def test_two_classes_share_one_auc():
@@ -129,9 +124,6 @@ def test_mistakes_are_named(paper):
 
 
 def test_no_keras_is_needed(repository):
-    code = (
-        "import sys; from covidlib.evaluation import comparison, metrics; from covidlib.training import runs;"
-        "from covidlib.preprocessing import augmentation;"
-        "assert 'keras' not in sys.modules"
-    )
+    code = ("import sys; from covidlib.evaluation import comparison, metrics; from covidlib.training import runs;"
+            "from covidlib.preprocessing import augmentation; assert 'keras' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)

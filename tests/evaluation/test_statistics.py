@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from covidlib.evaluation import statistics
 
@@ -11,16 +12,10 @@ def test_wilson_agrees_with_the_formula():
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     assert statistics.wilson(2703, 3000) == pytest.approx((centre - half, centre + half), abs=1e-9)
-
-
-@pytest.mark.parametrize("successes, low, high", [(0, 0.0, 0.2775), (10, 0.7225, 1.0)])
-def test_wilson_at_the_ends(successes, low, high):
-    assert statistics.wilson(successes, 10) == pytest.approx((low, high), abs=1e-3)
-
-
-def test_wilson_refuses_impossible_counts_and_has_no_interval_for_nothing():
+    assert statistics.wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
+    assert statistics.wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-3)
     assert np.isnan(statistics.wilson(0, 0)).all()
-    with pytest.raises(ValueError, match="successes=4, n=3"):
+    with pytest.raises(ValueError, match="4.*3"):
         statistics.wilson(4, 3)
 
 
@@ -41,15 +36,10 @@ def test_cluster_bootstrap_widens_with_the_design_effect():
 
 
 def test_cluster_bootstrap_takes_a_statistic_of_the_totals_and_is_seeded():
-    values = np.random.default_rng(3).random((60, 2))
-    clusters = np.arange(60) % 20
-
-    def ratio(totals):
-        return totals[:, 0] / totals[:, 1]
-
-    first = statistics.cluster_bootstrap(values, clusters, ratio, seed=5)
-    assert first == statistics.cluster_bootstrap(values, clusters, ratio, seed=5)
-    assert first != statistics.cluster_bootstrap(values, clusters, ratio, seed=6)
+    values, clusters = np.random.default_rng(3).random((60, 2)), np.arange(60) % 20
+    first, again, other = (statistics.cluster_bootstrap(values, clusters, lambda totals: totals[:, 0] / totals[:, 1],
+                                                        seed) for seed in (5, 5, 6))
+    assert first == again != other
     assert first[0] < values[:, 0].sum() / values[:, 1].sum() < first[1]
 
 
@@ -57,12 +47,6 @@ def test_cluster_bootstrap_without_two_clusters_has_no_interval():
     assert np.isnan(statistics.cluster_bootstrap([1, 0, 1], ["a", "a", "a"])).all()
     with pytest.raises(ValueError, match="3 values, 2 clusters"):
         statistics.cluster_bootstrap([1, 0, 1], ["a", "b"])
-
-
-def test_cluster_bootstrap_takes_seconds_at_the_size_of_the_paper():
-    start = time.perf_counter()
-    statistics.cluster_bootstrap(np.ones(3000), np.arange(3000))
-    assert time.perf_counter() - start < 5
 
 
 def test_proportion_interval_chooses_by_what_is_known():
@@ -86,14 +70,6 @@ def test_the_gain_of_the_paper_is_significant_only_if_its_slices_are_independent
     paper = 0.901, 3000, 0.870, 3000
     assert statistics.two_proportion_z(*paper) == pytest.approx(3.8, abs=0.05)
     assert statistics.two_proportion_z(*paper, design_effect=4) == pytest.approx(1.9, abs=0.05)
-
-
-def test_two_proportion_z_refuses_what_makes_no_sense():
-    assert np.isnan(statistics.two_proportion_z(1.0, 5, 1.0, 5))
-    with pytest.raises(ValueError, match="n1=0"):
-        statistics.two_proportion_z(0.5, 0, 0.5, 10)
-    with pytest.raises(ValueError, match="design_effect=0.5"):
-        statistics.two_proportion_z(0.5, 10, 0.5, 10, design_effect=0.5)
 
 
 # albumin, total protein, K-G score, outcome of 43 patients: DeLong et al. 1988, https://doi.org/10.2307/2531595
@@ -126,7 +102,7 @@ def test_delong_is_the_formula_of_the_paper_and_differs_with_clusters():
     assert statistics.delong(truth, scores, np.arange(43) // 4)[1][0, 0] != pytest.approx(components)
 
 
-def test_a_single_patient_tells_no_interval_and_no_p():
+def test_a_single_patient_gives_no_interval_and_no_p():
     rng = np.random.default_rng(0)
     found = statistics.paired_difference([1, 1, 0, 1], [0, 1, 0, 1], ["a"] * 4)
     assert found["difference"] == 0.25 and np.isnan([found["low"], found["high"], found["p_bootstrap"]]).all()
@@ -162,35 +138,23 @@ def test_delong_of_copied_slices_has_the_error_of_the_patients():
         statistics.delong(np.ones(80), scores)
 
 
-def patients_of_slices(rng, patients=120):
-    """Patients with one to six slices each, whose chance of being right is the patient's own, .7 on average."""
-    sizes = rng.integers(1, 7, patients)
-    return np.repeat(np.arange(patients), sizes), np.repeat(rng.beta(7, 3, patients), sizes)
-
-
-def coverage(hits):
-    return np.mean(hits), f"{np.mean(hits):.3f} of {len(hits)} intervals hold the truth"
-
-
 @pytest.mark.slow
 def test_intervals_of_accuracies_and_differences_cover_the_truth_as_often_as_they_say():
     accuracies, gaps, rng = [], [], np.random.default_rng(0)
     for trial in range(500):
-        codes, chance = patients_of_slices(rng)
+        # 120 patients with one to six slices each, whose chance of being right is the patient's own, .7 on average
+        codes = np.repeat(np.arange(120), rng.integers(1, 7, 120))
+        chance = rng.beta(7, 3, 120)[codes]
         one, other = (rng.random(len(chance)) < p for p in (chance, 0.9 * chance))
         low, high = statistics.proportion_interval(one, codes, seed=trial)
         accuracies.append(low <= 0.7 <= high)
         found = statistics.paired_difference(one, other, codes, seed=trial)
         gaps.append(found["low"] <= 0.07 <= found["high"])
-    for hits in (accuracies, gaps):
-        share, text = coverage(hits)
-        assert 0.93 <= share <= 0.97, text
+    assert 0.93 <= np.mean(accuracies) <= 0.97 and 0.93 <= np.mean(gaps) <= 0.97
 
 
 @pytest.mark.slow
 def test_intervals_of_areas_and_of_their_difference_cover_the_truth_as_often_as_they_say():
-    from scipy.stats import norm
-
     areas, gaps, rng = [], [], np.random.default_rng(1)
     for _ in range(600):
         sizes = rng.integers(1, 6, 120)
@@ -202,9 +166,7 @@ def test_intervals_of_areas_and_of_their_difference_cover_the_truth_as_often_as_
         areas.append(low <= known[0] <= high)
         found = statistics.auc_difference(truth, *scores, patients)
         gaps.append(found["low"] <= known[0] - known[1] <= found["high"])
-    for hits in (areas, gaps):
-        share, text = coverage(hits)
-        assert 0.93 <= share <= 0.97, text
+    assert 0.93 <= np.mean(areas) <= 0.97 and 0.93 <= np.mean(gaps) <= 0.97
 
 
 @pytest.mark.slow

@@ -30,18 +30,18 @@ def asked(checkout, variant):
 def test_probabilities_and_maps_are_those_of_the_trained_network(checkout, slices, variant):
     network = asked(checkout, variant)
     model = keras.models.load_model(run_dir(checkout, variant) / "model.keras", compile=False)
-    wanted = model.predict(slices[..., None].astype("float32"), verbose=0)
-    maps = explain.class_maps(model, slices, wanted.argmax(axis=1))
+    expected = model.predict(slices[..., None].astype("float32"), verbose=0)
+    maps = explain.class_maps(model, slices, expected.argmax(axis=1))
     assert network.levels == tuple(explain.levels(model)) and network.classes == ("covid", "viral", "normal")
     for n, image in enumerate(slices):
-        answer, k = network(image), int(wanted[n].argmax())
-        assert np.allclose(answer.scores, wanted[n], atol=1e-4)
+        answer, k = network(image), int(expected[n].argmax())
+        assert np.allclose(answer.scores, expected[n], atol=1e-4)
         for level in network.levels:
             assert np.allclose(answer.maps[level][..., k], maps[level][n], atol=1e-4)
         size = maps[explain.ALL].shape[1]
         assert np.allclose(answer.heat(explain.ALL, k, size), maps[explain.ALL][n], atol=1e-4)
     series = network.probabilities(np.concatenate([slices] * 7))  # more than one batch, the last not full
-    assert np.allclose(series, network.calibrated(np.concatenate([wanted] * 7)), atol=1e-4)
+    assert np.allclose(series, network.calibrated(np.concatenate([expected] * 7)), atol=1e-4)
     assert np.allclose(series.sum(axis=1), 1, atol=1e-5)
 
 
@@ -51,9 +51,9 @@ def test_attention_is_that_of_the_place_asked_for(checkout, slices):
     answer = network(slices[0])
     for block in network.blocks:
         rows, columns = block["queries"]
-        wanted = attention_map(model, slices[0], block["name"], (rows - 1, 0))
-        found = answer.related(block["name"], (0.999, 0.0), wanted.shape[0])
-        assert np.allclose(found, wanted, atol=1e-4)
+        expected = attention_map(model, slices[0], block["name"], (rows - 1, 0))
+        found = answer.related(block["name"], (0.999, 0.0), expected.shape[0])
+        assert np.allclose(found, expected, atol=1e-4)
     assert asked(checkout, "resnet50").blocks == []
 
 
@@ -72,7 +72,7 @@ def test_it_is_made_once_and_again_when_the_weights_change(checkout, tmp_path, m
     assert not explained.is_made(own)
 
 
-def test_what_is_told_of_it(checkout):
+def test_facts_of_a_network(checkout):
     network = asked(checkout, "improved")
     assert network.synthetic and network.dataset == "phantom" and network.epochs == 1 and network.start == "none"
     assert network.test["n"] > 0 and set(network.typical) == {"brightness", "contrast", "detail", "filled"}

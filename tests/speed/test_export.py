@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -43,6 +44,10 @@ def keras_answers(model, images):
     return np.asarray(model.predict_on_batch(images.astype("float32")))
 
 
+def exported(model, folder):
+    return export.load(export.write(model, folder, CLASSES, onnx=False))
+
+
 @pytest.fixture(scope="module")
 def improved(narrowed, tmp_path_factory):
     """(narrow model, exported folder) with all files."""
@@ -59,28 +64,23 @@ def test_both_runtimes_answer_as_keras_does(improved, runtime, batch):
     images = pictures(48, 7)
     expected = keras_answers(model, images)
     assert np.ptp(expected, axis=0).min() > 0.2  # or agreement would say nothing
-    exported = export.load(folder, runtime=runtime, batch=batch)
-    found = exported(images)
+    network = export.load(folder, runtime=runtime, batch=batch)
+    found = network(images)
     assert found.dtype == np.float32 and np.abs(found - expected).max() < 1e-3
-    assert np.array_equal(exported(images[..., 0]), found)
-    assert (exported.classes, exported.image_size, exported.precision, exported.runtime) == (
+    assert np.array_equal(network(images[..., 0]), found)
+    assert (network.classes, network.image_size, network.precision, network.runtime) == (
         CLASSES, 48, "float32", runtime)
 
 
-@pytest.mark.parametrize("variant, size", [
-    ("resnet50", 49), ("improved_faithful", 33), ("improved_global_context", 65)])
-def test_variants_and_odd_sizes(narrow, tmp_path, variant, size):
-    model, images = trained_like(variant, size), pictures(size, 3)
-    exported = export.load(export.write(model, tmp_path / "x", CLASSES, onnx=False))
-    assert np.abs(exported(images) - keras_answers(model, images)).max() < 1e-3
-    assert exported.name == variant and exported.input_shape == (1, size, size, 1)
-
-
-def test_the_full_network_and_another_family(tmp_path):
-    for variant in ("improved", "mobilenet_v2"):
-        model, images = trained_like(variant, 32), pictures(32, 3)
-        exported = export.load(export.write(model, tmp_path / variant, CLASSES, onnx=False))
-        assert np.abs(exported(images) - keras_answers(model, images)).max() < 1e-3
+@pytest.mark.parametrize("variant, size, whole", [
+    ("resnet50", 49, False), ("improved_faithful", 33, False), ("improved_global_context", 65, False),
+    ("improved", 32, True), ("mobilenet_v2", 32, True)])
+def test_variants_sizes_and_families(narrowed, tmp_path, variant, size, whole):
+    with contextlib.nullcontext() if whole else narrowed():
+        model, images = trained_like(variant, size), pictures(size, 3)
+    network = exported(model, tmp_path / "x")
+    assert np.abs(network(images) - keras_answers(model, images)).max() < 1e-3
+    assert network.name == variant and network.input_shape == (1, size, size, 1)
 
 
 def test_a_loaded_bfloat16_model_is_exported_in_float32(narrow, tmp_path):
@@ -88,9 +88,8 @@ def test_a_loaded_bfloat16_model_is_exported_in_float32(narrow, tmp_path):
     reference.set_weights(model.get_weights())
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
-    exported = export.load(export.write(loaded, tmp_path / "x", CLASSES, onnx=False))
     images = pictures(48, 8)
-    assert np.abs(exported(images) - keras_answers(reference, images)).max() < 1e-3
+    assert np.abs(exported(loaded, tmp_path / "x")(images) - keras_answers(reference, images)).max() < 1e-3
     assert {layer.compute_dtype for layer in loaded.layers} == {"float32", "bfloat16"}  # as it was
 
 
@@ -105,15 +104,15 @@ def test_lower_precisions_stay_near(improved):
 
 @pytest.mark.parametrize("runtime", export.RUNTIMES)
 def test_anything_but_grey_values_of_the_right_size_is_refused(improved, runtime):
-    exported = export.load(improved[1], runtime=runtime)
+    network = export.load(improved[1], runtime=runtime)
     images = pictures(48, 2)
     for wrong in (images / np.float32(255), images.astype("int32"), images[:, :32], images[0, ..., 0], images[:0],
                   np.repeat(images, 3, axis=3), images[..., None]):
         with pytest.raises(ValueError, match="Received: "):
-            exported(wrong)
+            network(wrong)
 
 
-def test_the_record_says_where_it_came_from(improved, tmp_path, monkeypatch):
+def test_the_record_names_the_origin(improved, tmp_path, monkeypatch):
     from covidlib.training.loop import weights_sha256
 
     model, folder = improved
@@ -131,7 +130,7 @@ def test_the_record_says_where_it_came_from(improved, tmp_path, monkeypatch):
     ({"precision": "float16"}, "precision must be"), ({"runtime": "tensorrt"}, "runtime must be"),
     ({"precision": "int8", "runtime": "onnxruntime"}, "float32 only"), ({"threads": 0}, "threads must be"),
     ({"batch": 0}, "batch must be")])
-def test_what_cannot_be_loaded_says_why(improved, options, message):
+def test_impossible_options_are_refused(improved, options, message):
     with pytest.raises(ValueError, match=message):
         export.load(improved[1], **options)
 
@@ -167,7 +166,7 @@ def test_wrong_classes_and_a_folder_of_something_else_are_refused(improved, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
 
-@pytest.mark.parametrize("where", ["_quantised", "_record", "_put_in_place"])
+@pytest.mark.parametrize("where", ["_quantised", "_record"])
 def test_a_failure_leaves_what_was_there(improved, tmp_path, monkeypatch, where):
     folder = tmp_path / "x"
     folder.mkdir()
@@ -188,18 +187,16 @@ def test_a_failure_leaves_what_was_there(improved, tmp_path, monkeypatch, where)
 def test_an_earlier_export_is_replaced(narrow, tmp_path):
     (tmp_path / "model_int8.xml").write_text("of other weights")
     model, images = trained_like("improved", 48), pictures(48, 3)
-    exported = export.load(export.write(model, tmp_path, CLASSES, onnx=False))
-    assert np.abs(exported(images) - keras_answers(model, images)).max() < 1e-3
+    assert np.abs(exported(model, tmp_path)(images) - keras_answers(model, images)).max() < 1e-3
     assert not (tmp_path / "model_int8.xml").exists()
 
 
 def test_a_failed_swap_puts_the_earlier_export_back(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "model.json").write_text("{}")
-    (tmp_path / "part").mkdir()
-    with pytest.raises(FileNotFoundError):
-        export._put_in_place(tmp_path / "part" / "export", tmp_path / "x")
-    assert (tmp_path / "x" / "model.json").read_text() == "{}"
+    with pytest.raises(FileNotFoundError), export.replacing(tmp_path / "x") as ready:
+        ready.rmdir()
+    assert (tmp_path / "x" / "model.json").read_text() == "{}" and len(list(tmp_path.iterdir())) == 1
 
 
 OFFLINE = """
@@ -209,8 +206,6 @@ calls = []
 sys.addaudithook(lambda event, _: calls.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
 from covidlib import models
 from covidlib.models import resnet
-from covidlib.datasets import decode
-from covidlib.datasets import decode
 from covidlib.speed import export
 resnet.STAGES = {stages}
 model = models.build_classifier("improved", ("a", "b"), 32, precision="float32")

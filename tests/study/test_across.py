@@ -17,7 +17,7 @@ from study import across
 def folders(tmp_path_factory):
     """Two sets of squares, each with one network (as built: what it answers does not matter here)."""
     home = tmp_path_factory.mktemp("across")
-    made = []
+    homes = []
     for number, name in enumerate(("one", "other")):
         rng = np.random.default_rng(number)
         for label in ("covid", "non_covid"):
@@ -36,8 +36,8 @@ def folders(tmp_path_factory):
         for table in ("history", "predictions"):
             (run / f"{table}.csv").write_text("path\n")
         shutil.copytree(run, run.with_name("seed-1"))  # not the experiment's
-        made.append(folder)
-    return made
+        homes.append(folder)
+    return homes
 
 
 def test_both_ways_and_only_once(folders, capsys):
