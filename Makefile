@@ -7,9 +7,10 @@ ON_ERROR ?= raise
 JOBS ?= 2
 CLUSTER ?=
 BIN := .venv/bin
+CHECKED := $(addprefix tests/,utils readers phantom preprocessing datasets audit evaluation report)
 quoted = '$(subst ','\'',$(value $(1)))'
 
-.PHONY: help env reproduce study publish test benchmark lab app audit clean lock
+.PHONY: help env reproduce study publish check test benchmark lab app audit clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -45,6 +46,11 @@ study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-
 
 publish: env ## reports/published and its tables in README.md and MODEL_CARD.md, from the study's runs
 	$(BIN)/python -m study.publish
+
+check: env ## what a change needs before it is committed: style, import rule, unit tests that train nothing; 3 minutes
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" $(CHECKED)
 
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
