@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+from conftest import every_process
 
 NAMES = ["00_data", "01_augmentation", "02_model", "03_training", "04_evaluation", "05_baselines", "06_speed",
          "07_report", "08_predict"]
@@ -81,7 +82,8 @@ def copy(repository, tmp_path_factory):
 def test_nbval_over_all_notebooks_in_order(copy):
     files = [f"notebooks/{name}.ipynb" for name in [*NAMES, "app"]]
     done = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-q", "-c",
-                           os.devnull, "--rootdir", str(copy), *files], cwd=copy, capture_output=True, text=True)
+                           os.devnull, "--rootdir", str(copy), *files], cwd=copy, capture_output=True, text=True,
+                          env=every_process())
     assert done.returncode == 0, done.stdout[-6000:]
     assert (copy / "reports/phantom/smoke/claims.json").is_file()
     assert (copy / "runs/phantom/smoke/predict/sheet.html").is_file()

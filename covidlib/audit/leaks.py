@@ -146,5 +146,5 @@ def _warn_of_shortcuts(measured):
             named = "; ".join(f"{row.baseline}, {row.seen}: {row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}, AUC "
                               f"{row.auc:.2f})" for row in better.itertuples())
             warnings.append(f"Without anatomy ({protocol}), better than the most frequent class ({floor:.1%}) or by an "
-                            f"AUC of {AUC_WARNING} and more: {named}. Read every accuracy beside these.")
+                            f"AUC of {AUC_WARNING} and more: {named}. Compare every accuracy with these.")
     return warnings

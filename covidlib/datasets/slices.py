@@ -119,7 +119,7 @@ def _note_left_out(left_out):
 
 
 def _with_lung(slices):
-    """Those of (file, index) from the feet up that show lung, judged by SAMPLED of them; all of a small volume."""
+    """Those of (file, index) from the feet up that show lung, decided by SAMPLED of them; all of a small volume."""
     if len(slices) < WHOLE:
         return slices
     sampled = np.unique(np.linspace(0, len(slices) - 1, SAMPLED).round().astype(int))

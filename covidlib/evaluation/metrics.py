@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from covidlib.evaluation import calibration, statistics
 
 AS_MEASURED, MECHANICS, TOO_FEW = "as measured", "mechanics only", "too few patients"
-FEWEST = 30  # independent units (patients, or slices where unknown) below which no accuracy is judged
+FEWEST = 30  # independent units (patients, or slices where unknown) below which no accuracy is assessed
 
 
 def metrics(predictions, classes, seed=0):

@@ -14,8 +14,6 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-import psutil
-
 
 def write_atomically(path, content):
     """Write text, or what a function of a binary file writes: complete at `path`, or not at all."""
@@ -55,6 +53,8 @@ def require_room(folder, size):
 
 def owned(prefix) -> str:
     """How the name of a temporary file of this process begins, for `orphans`."""
+    import psutil
+
     return f"{prefix}{socket.gethostname()}-{os.getpid()}-{int(psutil.Process().create_time())}-"
 
 
@@ -67,6 +67,8 @@ def orphans(folder, prefix) -> list[Path]:
 def _has_ended(host, pid, born):
     if host != socket.gethostname() or not (pid.isdigit() and born.isdigit()):
         return False
+    import psutil
+
     try:  # another process may have its number by now
         return abs(psutil.Process(int(pid)).create_time() - int(born)) > 5
     except psutil.NoSuchProcess:

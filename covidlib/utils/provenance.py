@@ -17,8 +17,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from covidlib.utils.files import sha256
 
 PACKAGES = ("covidlib", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scipy", "scikit-learn",
@@ -76,6 +74,8 @@ def threads() -> int:
 
 def machine() -> dict:
     """The rows of the paper's Table 1 (§3.1) for the machine this runs on; memory in GiB."""
+    import psutil  # here, so that networks are built where it is not installed
+
     versions = packages()
     return {
         "cpu": _cpu(),

@@ -1,7 +1,7 @@
 """On PYTHONPATH it changes every Python process by what the environment holds.
 
 OFFLINE_LOG: the process is kept to this machine; what asked for another is a line in that file.
-NARROW: what is trained has these `models.resnet.STAGES`.
+NARROW: networks that are trained, or timed in notebook 06, have these `models.resnet.STAGES`.
 """
 
 import json
@@ -10,6 +10,7 @@ import socket
 import sys
 from importlib.machinery import PathFinder
 
+HARNESS, RESNET = "covidlib.speed.harness", "covidlib.models.resnet"
 HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "", None, socket.gethostname())
 
 
@@ -28,29 +29,32 @@ def _only_here(function, place):
     return guarded
 
 
-class _NarrowLoop(PathFinder):
-    """Finds covidlib.training.loop alone, and has it build narrow networks."""
+class _Narrow(PathFinder):
+    """Finds the modules that build networks, and has them build narrow ones."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name != "covidlib.training.loop":
+        if name not in ("covidlib.training.loop", HARNESS, RESNET):
             return None
         spec = super().find_spec(name, path, target)
         load = spec.loader.exec_module
 
         def execute(module):
             load(module)
-            build = module.build_classifier
-            module.build_classifier = lambda *given, **named: _narrow(build, *given, **named)
+            stages = json.loads(os.environ["NARROW"])
+            if name == "covidlib.training.loop":
+                build = module.build_classifier
+                module.build_classifier = lambda *given, **named: _narrowly(build, stages, *given, **named)
+            elif {HARNESS, RESNET} <= sys.modules.keys():  # notebook 06
+                sys.modules[RESNET].STAGES = stages
 
         spec.loader.exec_module = execute
         return spec
 
 
-def _narrow(build, *given, **named):
-    from covidlib.models import resnet
-
-    whole, resnet.STAGES = resnet.STAGES, json.loads(os.environ["NARROW"])
+def _narrowly(build, stages, *given, **named):
+    resnet = sys.modules[RESNET]
+    whole, resnet.STAGES = resnet.STAGES, stages
     try:
         return build(*given, **named)
     finally:
@@ -63,4 +67,4 @@ if "OFFLINE_LOG" in os.environ:
         setattr(socket.socket, _name, _only_here(getattr(socket.socket, _name), 1))
     socket.socket.sendto = _only_here(socket.socket.sendto, -1)
 if "NARROW" in os.environ:
-    sys.meta_path.insert(0, _NarrowLoop)
+    sys.meta_path.insert(0, _Narrow)
