@@ -4,7 +4,6 @@ Slices stream through: images and the audit's thumbnails (4 KiB a slice) go to d
 the manifest and of the facts alone.
 """
 
-import functools
 import hashlib
 import os
 import sys
@@ -19,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
-from covidlib import datasets, readers
+from covidlib import datasets, preprocessing, readers
 from covidlib.datasets import cache, near_duplicates, splits
 from covidlib.preprocessing import crop, lungs
 from covidlib.readers import ReadError
@@ -255,21 +254,13 @@ def _check_size(image_size):
         raise ValueError(f"image_size must be at least 1. Received: image_size={image_size}")
 
 
-@functools.cache
-def code_sha256():
-    """Of the code that makes an image of a file."""
-    home = Path(readers.__file__).parent
-    code = [*sorted(home.glob("*.py")), Path(lungs.__file__), Path(crop.__file__)]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()
-
-
 def _cached(cache_dir, source, image_size):
     return Path(cache_dir) / f"{source.name}-{image_size}-{_key(source)}.npy"
 
 
 def _key(source):
     """Names the content: sha256 of the files where the manifest has it, else their size and time."""
-    digest = hashlib.sha256(code_sha256().encode())
+    digest = hashlib.sha256(preprocessing.code_sha256().encode())
     manifest = source.manifest
     if "sha256" in manifest:
         content = manifest["sha256"].astype(str)

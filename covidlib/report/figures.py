@@ -36,11 +36,12 @@ def save(figure, folder, name) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once for all, not twice for every format
+    figure.set_layout_engine("none")  # laid out and measured once for all, not twice for every format
+    box = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
     for kind, dated in {"png": "Software", "svg": "Date", "pdf": "CreationDate"}.items():
         for image in (image for axis in figure.axes for image in axis.images):
             image.set_interpolation(None if kind == "png" else "none")  # vector files hold pictures as they are
-        figure.savefig(folder / f"{name}.{kind}", metadata={dated: None}, bbox_inches="tight")
+        figure.savefig(folder / f"{name}.{kind}", metadata={dated: None}, bbox_inches=box)
     picture = folder / f"{name}.png"
     picture.write_bytes(compact(picture.read_bytes()))
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covidlib.datasets import decode
+from covidlib import preprocessing
 from covidlib.utils import provenance
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -97,7 +97,7 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
             raise FileNotFoundError(f"no {needed.name} in {folder}: write it with export.write"
                                     f"{', giving calibration slices' * (precision == 'int8')}.")
     record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if record.get("preprocessing_sha256") != decode.code_sha256():
+    if record.get("preprocessing_sha256") != preprocessing.code_sha256():
         warnings.warn(f"{folder} was exported for pictures read by another version of covidlib", stacklevel=2)
     threads = threads or provenance.threads()
     if runtime == "onnxruntime":
@@ -234,7 +234,7 @@ def _record(model, classes, calibration):
     versions = {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnx", "tf2onnx")}
     return {
         "classes": list(classes), "image_size": model.input_shape[1], "variant": model.name,
-        "weights_sha256": weights_sha256(model), "preprocessing_sha256": decode.code_sha256(),
+        "weights_sha256": weights_sha256(model), "preprocessing_sha256": preprocessing.code_sha256(),
         "calibration": None if calibration is None else {
             "slices": len(calibration), "sha256": hashlib.sha256(np.ascontiguousarray(calibration)).hexdigest()},
         "packages": provenance.packages() | versions,

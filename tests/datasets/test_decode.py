@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covidlib import datasets, phantom, readers
+from covidlib import datasets, phantom, preprocessing, readers
 from covidlib.datasets import cache, decode
 from covidlib.preprocessing import crop, lungs
 from covidlib.utils.files import sha256
@@ -68,11 +68,11 @@ def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch
     assert not decode.load_images(source, 32, cache)[0].any()
     assert len(files(cache)) == 3
     (tmp_path / "crop.py").write_text(Path(crop.__file__).read_text() + "\n# changed\n")
-    monkeypatch.setattr(crop, "__file__", str(tmp_path / "crop.py"))
-    decode.code_sha256.cache_clear()
+    monkeypatch.setattr(preprocessing, "CODE", (*preprocessing.CODE[:-1], tmp_path / "crop.py"))
+    preprocessing.code_sha256.cache_clear()
     decode.load_images(source, 32, cache)
     assert len(files(cache)) == 4 and first.any()
-    decode.code_sha256.cache_clear()
+    preprocessing.code_sha256.cache_clear()
 
 
 def test_of_a_picture_that_is_replaced_the_audited_one_counts(source, tmp_path, pictures):

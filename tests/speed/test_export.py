@@ -10,8 +10,7 @@ import pytest
 from conftest import NARROW
 from PIL import Image
 
-from covidlib import models
-from covidlib.datasets import decode
+from covidlib import models, preprocessing
 from covidlib.speed import export
 
 CLASSES = ("covid", "viral", "normal")
@@ -121,7 +120,7 @@ def test_the_record_names_the_origin(improved, tmp_path, monkeypatch):
     assert record["classes"] == list(CLASSES) and record["image_size"] == 48 and record["variant"] == "improved"
     assert record["weights_sha256"] == weights_sha256(model) and record["calibration"]["slices"] == 32
     assert {"openvino", "nncf", "onnx", "keras"} <= set(record["packages"]) and str(tmp_path) not in str(record)
-    monkeypatch.setattr(decode, "code_sha256", lambda: "another")
+    monkeypatch.setattr(preprocessing, "code_sha256", lambda: "another")
     with pytest.warns(UserWarning, match="another version"):
         export.load(folder)
 
