@@ -55,7 +55,7 @@ check: env ## what a change needs before it is committed: style, import rule, un
 test: env ## unit tests, nbval over the notebooks, a smoke run of the workflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-benchmark: env ## this machine's speed and memory into benchmarks/, 20 minutes
+benchmark: env ## this machine's speed and memory into benchmarks/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training

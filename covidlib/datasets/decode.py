@@ -154,13 +154,13 @@ def masks(source):
 def read(path, index, mask=None):
     """(slice, body, lungs) of one slice: uint8 and bool (H, W); `mask`: path of the user's lung mask.
 
-    Raises ct.ReadError, also for a mask of another size.
+    Raises readers.ReadError, also for a mask of another size.
     """
     return _read(path, index, mask)[1:]
 
 
 def _read(path, index, mask):
-    """(remark of ct.Slice, *`read`)"""
+    """(remark of readers.Slice, *`read`)"""
     found = readers.read(path, index)
     picture = found.picture()
     body, lung = lungs.segment(picture)
