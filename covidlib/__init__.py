@@ -4,5 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# TensorFlow reads this once, when it is imported; its start-up lines would stand in every notebook.
+# TensorFlow reads these once, when it is imported. Its start-up lines would stand in every notebook, and it leaves
+# oneDNN off on processors without AVX-512, where a training step then takes two to three times as long.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -171,7 +171,7 @@ def test_scans_with_names_to_hide_in_folders_whose_names_are_commands(checkout, 
 @pytest.mark.slow
 def test_a_folder_may_be_called_as_a_number_is(checkout):
     (checkout / "12").mkdir()
-    missing = reproduce(checkout, "--dataset", "ucsd-covid-ct", "--data-root", "12")
+    missing = reproduce(checkout, "--dataset", "ucsd-covid-ct", "--data-root", "12", "--jobs", "1")
     assert "12 is not a ucsd-covid-ct folder" in missing.stdout + missing.stderr
 
 
