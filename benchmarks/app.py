@@ -55,7 +55,7 @@ def train_both(root, size):
     source = datasets.load("phantom", phantoms, [12, 9, 12], seed=0)
     source = datasets.replace(source, manifest=splits.assign(source.manifest, 0)[0])
     datasets.save(source, home)
-    images = np.array(decode.load_images(source, size, home / "cache"))
+    images = np.array(decode.load_images(source, size, "whole", home / "cache"))
     for variant in ("resnet50", "improved"):
         config = TrainingConfig(variant=variant, image_size=size, epochs=1, batch_size=16, seed=0, deterministic=False)
         train(source, images, home / variant / "seed-0", config, progress=False)

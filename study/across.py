@@ -44,7 +44,7 @@ def both_ways(folders):
         for run in runs.find_runs(own):
             target = run.path / f"across-{source.name}.csv"
             if run.variant in VARIANTS and run.seed == SEED and not target.exists():
-                images = decode.load_images(source, run.parameters["image_size"], Path(other, "cache"))
+                images = decode.load_images(source, run.parameters["image_size"], run.preparation, Path(other, "cache"))
                 write_atomically(target, predict(run, source, images).to_csv(index=False, lineterminator="\n"))
                 written.append(target)
     return written

@@ -117,16 +117,16 @@ def checkout(tmp_path_factory, repository, narrowed):
 
     home, phantoms = root / "runs" / "phantom" / "tiny", root / "data" / "phantom" / "tiny"
     source = datasets.load("phantom", phantoms, [12, 9, 12], seed=0)
-    source, _ = decode.decode_dataset(source, 32, home / "cache")
+    source, _ = decode.decode_dataset(source, 32, "lungs", home / "cache")
     manifest, _ = splits.assign(source.manifest, 0)
     source = datasets.replace(source, manifest=manifest)
     datasets.save(source, home)
-    images = decode.load_images(source, 32, home / "cache")
+    images = decode.load_images(source, 32, "lungs", home / "cache")
     for variant in ("resnet50", "improved"):
         run_dir = home / variant / "seed-0"
         with narrowed():
-            config = train.TrainingConfig(variant=variant, image_size=32, epochs=1, batch_size=16, seed=0,
-                                          precision="float32", deterministic=False)
+            config = train.TrainingConfig(variant=variant, image_size=32, preparation="lungs", epochs=1, batch_size=16,
+                                          seed=0, precision="float32", deterministic=False)
             train.train(source, np.array(images), run_dir, config, progress=False)
         explained.make(run_dir)
     (root / "reports" / "published" / "runs").mkdir(parents=True)

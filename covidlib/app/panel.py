@@ -20,7 +20,7 @@ NO_OVERLAY = "none"
 class ShownSlice:
     """Slice `index` of a scan: uint8 (H, W) in the chosen window (shown) and in the lung window (picture).
 
-    title: for alternative texts; file_warnings: sentences on its file; box: of the crop that networks get.
+    title: for alternative texts; file_warnings: sentences on its file.
     """
 
     index: int
@@ -31,10 +31,12 @@ class ShownSlice:
 
     def __post_init__(self):
         self.body, self.lungs = lungs.segment(self.picture)
-        self.box = square_box(self.picture, self.lungs)
 
-    def cropped(self, size):
-        return crop.crop_to_lungs(self.picture, size, self.lungs)[0]
+    def prepared(self, network):
+        return crop.prepare(self.picture, network.image_size, network.preparation, self.lungs)[0]
+
+    def box(self, network):
+        return square_box(self.picture, network.preparation, self.lungs)
 
     def quality_warnings(self, image, typical):
         return [*self.file_warnings, *quality.slice_warnings(self.picture, self.lungs, self.body, image, typical)]
@@ -60,17 +62,17 @@ class Panel:
     def show(self, slice_, network, overlay, class_name, opacity):
         """network: an Answerer; overlay: a level, a block or NO_OVERLAY; class_name: "" for the predicted class."""
         self.picture.clickable = overlay.startswith("attention")
-        image = slice_.cropped(network.image_size)
+        image, box = slice_.prepared(network), slice_.box(network)
         answer = network(image)
         predicted = network.classes[int(answer.probabilities.argmax())]
-        point, inside = self._point(slice_.box)
+        point, inside = self._point(box)
         class_name = class_name if class_name in network.classes else predicted
         heat, description = _heat(answer, overlay, class_name, point, len(image))
         if self.picture.clickable and not inside:
             description += "; it lies outside the network's input, so that the nearest edge is used"
         picture = readers.fit_square(slice_.shown, SIDE)
-        if heat is not None and slice_.box is not None:
-            picture = blend(picture, slice_.box, heat, opacity)
+        if heat is not None and box is not None:
+            picture = blend(picture, box, heat, opacity)
         alt = [slice_.title, description, f"{network.variant} predicts {predicted}"]
         self._show(slice_, network.variant, picture, ", ".join(filter(None, alt)), render(
             "prediction", network=network, overlay=description, probabilities=answer.probabilities, predicted=predicted,
@@ -89,9 +91,9 @@ class Panel:
         return tuple(float(np.clip(share, 0, 0.999)) for share in point), all(0 <= share <= 1 for share in point)
 
 
-def square_box(picture, lung):
-    """crop.crop_box (top, left, side) as fractions of the square that readers.fit_square makes of a slice, or None."""
-    box = crop.crop_box(picture, lung)
+def square_box(picture, preparation, lung):
+    """crop.kept_square as fractions (top, left, side) of the square that readers.fit_square makes of a slice."""
+    box = crop.kept_square(picture, preparation, lung)
     if box is None:
         return None
     side, (height, width) = max(picture.shape), picture.shape

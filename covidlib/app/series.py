@@ -18,20 +18,20 @@ def classify(scan, networks, cancelled, progress):
     slices: DataFrame slice, name, lung, one row per readable slice; scores: variant -> (N, classes); problems: errors
     of the other slices; progress: called with (share, sentence).
     """
-    images, rows, problems = {network.image_size: [] for network in networks}, [], []
+    images, rows, problems = {_input(network): [] for network in networks}, [], []
     with ThreadPoolExecutor(provenance.threads()) as pool:  # SciPy releases the lock while it finds lungs
-        pending = [pool.submit(_crops, scan, index, list(images)) for index in range(len(scan))]
+        pending = [pool.submit(_prepared, scan, index, list(images)) for index in range(len(scan))]
         for index, future in enumerate(pending):
             if cancelled.is_set():
                 pool.shutdown(cancel_futures=True)
                 return None
             try:
-                crops, lung = future.result()
+                prepared, lung = future.result()
             except (readers.ReadError, OSError) as error:
                 problems.append(error)
                 continue
-            for size, image in crops.items():
-                images[size].append(image)
+            for given, image in prepared.items():
+                images[given].append(image)
             name = Path(scan.slices[index][0]).name + ("" if lung else ", no lung found")
             rows.append({"slice": index + 1, "name": name, "lung": lung})
             progress(0.8 * (index + 1) / len(scan), f"{index + 1} of {len(scan)} slices read")
@@ -39,16 +39,20 @@ def classify(scan, networks, cancelled, progress):
     for network in networks if rows else []:
         if cancelled.is_set():
             return None
-        scores[network.variant] = network.probabilities(np.stack(images[network.image_size])).astype(float)
+        scores[network.variant] = network.probabilities(np.stack(images[_input(network)])).astype(float)
         progress(0.8 + 0.2 * len(scores) / len(networks), f"{len(rows)} slices classified by {network.variant}")
     return pd.DataFrame(rows), scores, problems
 
 
-def _crops(scan, index, sizes):
-    """({size: the slice cropped to the lungs}, whether a lung was found). Raises ReadError or OSError."""
+def _input(network):
+    return network.image_size, network.preparation
+
+
+def _prepared(scan, index, inputs):
+    """({input: the slice as prepared for it}, whether a lung was found). Raises ReadError or OSError."""
     picture = scan.picture(index)
     lung = lungs.lung_mask(picture)
-    return {size: crop.crop_to_lungs(picture, size, lung)[0] for size in sizes}, bool(lung.any())
+    return {given: crop.prepare(picture, *given, lung)[0] for given in inputs}, bool(lung.any())
 
 
 def summarise(slices, scores, networks):

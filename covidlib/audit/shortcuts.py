@@ -1,7 +1,8 @@
-"""Shortcuts: how well the label is predicted without anatomy, before and after cropping to the lungs.
+"""Shortcuts: how well the label is predicted from anything but disease, in both preparations of the slices.
 
 A network can be no better evidence than the best of these that it may have used (DeGrave et al. 2021,
-https://doi.org/10.1038/s42256-021-00338-7). Each baseline is a random forest on one kind of evidence.
+https://doi.org/10.1038/s42256-021-00338-7). Each baseline is a random forest on one kind of evidence. What the files
+are like is a fact about a set: a network, which gets pixels, does not see it.
 """
 
 import joblib
@@ -15,43 +16,49 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
-from covidlib import readers
 from covidlib.datasets import patient_or_file
 from covidlib.evaluation.statistics import proportion_interval
+from covidlib.preprocessing import crop
 
 COLUMNS = ["baseline", "seen", "protocol", "accuracy", "low", "high", "auc"]
-WITHOUT_ANATOMY = "file facts", "outside the lungs"  # only an accuracy above these is evidence of seeing disease
 CROSS_VALIDATION, OFFICIAL = "grouped cross-validation", "official test split"
-FILES, AS_READ, CROPPED = "files", "as read", "cropped to the lungs"
+FILES = "files"  # in column `seen`; the other values are crop.PREPARATIONS
+_FORMER = {"as read": "whole", "cropped to the lungs": "lungs"}  # in tables of earlier versions
 _SIDE, _RING, _BANDS = 32, 3, 12
 _ALONE = 200  # slices that are learned from before other processes would have started
 
 
-def best_shortcut(measured, protocol):
-    """(baseline, accuracy) of the better of WITHOUT_ANATOMY on cropped slices; None where neither was measured.
+def visible(measured, preparation):
+    """The rows of the audit's table that a network could have used which gets slices so prepared."""
+    return measured[measured["seen"].replace(_FORMER) == preparation]
+
+
+def best_shortcut(measured, protocol, preparation):
+    """(baseline, accuracy) of the best one that is `visible`; None where none was measured.
 
     measured: the audit's table, of which rows of `protocol` count, or of cross-validation where there are none.
     """
     rows = measured[measured["protocol"] == protocol]
     rows = rows if len(rows) else measured[measured["protocol"] == CROSS_VALIDATION]
-    rows = rows[rows["baseline"].isin(WITHOUT_ANATOMY) & rows["seen"].isin((FILES, CROPPED))]
+    rows = visible(rows, preparation)
     if rows.empty:
         return None
     best = rows.loc[rows["accuracy"].idxmax()]
     return best["baseline"], float(best["accuracy"])
 
 
-def features(picture, body, lung, image, image_lung):
-    """Features of a slice for the baselines, "<view>/<name>" -> float32 (k,).
+def features(picture, body, lung, size):
+    """Features of a slice for the baselines, "<preparation>/<name>" -> float32 (k,).
 
-    picture, body, lung: the slice as read and its masks, (H, W); image, image_lung: the same cropped to the lungs,
-    (S, S), black outside what is kept. As read, the slice is only padded to a square and resized.
+    picture, body, lung: the slice as read and its masks, (H, W); size: of the prepared slices.
     """
-    plain, plain_body, plain_lung = (readers.fit_square(view, len(image))
-                                     for view in (picture, np.uint8(body) * 255, np.uint8(lung) * 255))
-    views = {AS_READ: (plain, plain_body > 127, plain_lung > 127), CROPPED: (image, image > 0, image_lung)}
-    return {f"{view}/{name}": np.asarray(values, np.float32)
-            for view, three in views.items() for name, values in _view(*three).items()}
+    found = {}
+    for preparation in crop.PREPARATIONS:
+        image, image_lung = crop.prepare(picture, size, preparation, lung)
+        shown = crop.prepare_mask(body, size, preparation, lung) if preparation == "whole" else image > 0
+        found |= {f"{preparation}/{name}": np.asarray(values, np.float32)
+                  for name, values in _view(image, shown, image_lung).items()}
+    return found
 
 
 def _view(image, body, lung):
@@ -61,7 +68,7 @@ def _view(image, body, lung):
     blacked = _small(np.where(ndimage.binary_dilation(lung, iterations=2), 0, image))
     return {
         "border and background": np.where(outside | ring, blacked, 0).ravel(),
-        "outside the lungs": blacked.ravel(),
+        "lungs blacked out": blacked.ravel(),  # the outlines of lungs and heart remain
         "grey histogram": np.bincount(image.ravel() >> 4, minlength=16) / image.size,
         "sharpness": _spectrum(image),
         "aspect": [np.ptp(np.flatnonzero((image > 8).any(axis))) if image.max() > 8 else 0 for axis in (0, 1)],

@@ -19,7 +19,7 @@ COLUMNS = ["path", "label", "patient", "source", "split", "slice_index"]
 SPLITS = ("train", "val", "test")
 PHANTOM_SLICES = (27, 6, 27)
 NAMES = ("phantom", "folder", "ucsd-covid-ct", "sarscov2-ct", "sarscov2-ct-multiclass", "covidx-ct", "covid-ct-md",
-         "covid-ctset", "composition")
+         "covid-ctset", "web-three-class", "composition")
 _SHOWN = 200
 
 

@@ -45,18 +45,18 @@ class DecodedDataset:
     features: dict[str, np.ndarray]
 
 
-def decode_dataset(source, image_size, cache_dir, features=None, on_error="raise"):
+def decode_dataset(source, image_size, preparation, cache_dir, features=None, on_error="raise"):
     """(source with the sha256 of every file, DecodedDataset) of a datasets.Source, all of whose slices are decoded.
 
-    The network's images are left in `cache_dir` for `load_images`. `features`: for the audit, a function of a
-    sampled slice and its masks, as shortcuts.features. All files that cannot be read, also those that
-    `source.problems` names already, raise one datasets.DataError; with on_error="skip" they are left out.
+    The network's images, as crop.prepare makes them, are left in `cache_dir` for `load_images`. `features`: for the
+    audit, a function of a sampled slice and its masks, as shortcuts.features. All files that cannot be read, also those
+    that `source.problems` names already, raise one datasets.DataError; with on_error="skip" they are left out.
     """
     datasets.check_on_error(on_error)
     _check_size(image_size)
     count = len(source.manifest)
     sampled = np.isin(np.arange(count), _sample(source.manifest))
-    calls = [(image_size, features if one else None) for one in sampled]
+    calls = [(image_size, preparation, features if one else None) for one in sampled]
     facts, described, bad, problems = [], [], [], []
     # a file without a name: it goes with the last that maps it, also where the process is killed
     with (cache.ImageWriter(cache_dir, image_size, count) as images,
@@ -78,7 +78,7 @@ def decode_dataset(source, image_size, cache_dir, features=None, on_error="raise
         source = datasets.without(source, problems, bad)
         table = pd.DataFrame(facts, columns=FACTS)
         source = replace(source, manifest=source.manifest.assign(sha256=table.sha256))
-        images.keep(_cached(cache_dir, source, image_size))
+        images.keep(_cached(cache_dir, source, image_size, preparation))
         thumbnails.flush()
         small = np.memmap(thumbnails, np.uint8, "r", shape=(len(table), *(near_duplicates.THUMBNAIL,) * 2))
     rows, evidence = zip(*described, strict=True) if described else ((), ())
@@ -87,31 +87,31 @@ def decode_dataset(source, image_size, cache_dir, features=None, on_error="raise
     return replace(source, notes=notes), DecodedDataset(table, small, np.array(rows, int), columns)
 
 
-def load_images(source, image_size, cache_dir=None):
-    """The network's images of `source`, in manifest order: uint8 (N, image_size, image_size), see crop.
+def load_images(source, image_size, preparation, cache_dir=None):
+    """The network's images of `source`, in manifest order: uint8 (N, image_size, image_size), see crop.prepare.
 
     With `cache_dir` the array is stored there, memory-mapped and read-only, under a name made of the files' content,
-    the size and the code that reads them; of two processes that want the same one decodes and the other waits.
+    size, preparation and the code that reads them; of two processes that want the same one decodes, the other waits.
     Raises datasets.DataError naming all files that are no CT slices or, where they are decoded, not those whose sha256
     the manifest has; PermissionError where `cache_dir` is read-only.
     """
     _check_size(image_size)
     if cache_dir is None:
         with tempfile.TemporaryDirectory() as folder:
-            return np.array(load_images(source, image_size, folder))
-    path = _cached(cache_dir, source, image_size)
+            return np.array(load_images(source, image_size, preparation, folder))
+    path = _cached(cache_dir, source, image_size, preparation)
     require_writable(path.parent)
     with FileLock(f"{path}.lock"):
         if not cache.is_whole(path, (len(source.manifest), image_size, image_size)):
-            _decode_images(source, image_size, path)
+            _decode_images(source, image_size, preparation, path)
     return np.load(path, mmap_mode="r")
 
 
-def _decode_images(source, image_size, path):
+def _decode_images(source, image_size, preparation, path):
     problems = []
     listed = source.manifest.get("sha256", [""] * len(source.manifest))
     with cache.ImageWriter(path.parent, image_size, len(source.manifest)) as images:
-        for result in _each(_checked, source, [(image_size, checksum) for checksum in listed]):
+        for result in _each(_checked, source, [(image_size, preparation, checksum) for checksum in listed]):
             if isinstance(result, ReadError):
                 problems.append(result)
             else:
@@ -175,16 +175,16 @@ def _read(path, index, mask):
     return found.remark, picture, body | known, known
 
 
-def preprocess_slice(path, slice_index, image_size, mask=None):
+def preprocess_slice(path, slice_index, image_size, preparation, mask=None):
     """The network's image of one slice: uint8 (image_size, image_size). `mask`: path of the user's lung mask."""
     picture, _, lung = read(path, slice_index, mask)
-    return crop.crop_to_lungs(picture, image_size, lung)[0]
+    return crop.prepare(picture, image_size, preparation, lung)[0]
 
 
-def lesion_map(root, path, image_size):
+def lesion_map(root, path, image_size, preparation):
     """bool (S, S): the lesions of a phantom in the network's image of it."""
     with Image.open(Path(root, "masks", path).with_suffix(".png")) as truth:
-        return crop.warp_mask(np.asarray(truth) == 2, image_size, read(Path(root, path), 0)[2])
+        return crop.prepare_mask(np.asarray(truth) == 2, image_size, preparation, read(Path(root, path), 0)[2])
 
 
 def file_facts(path):
@@ -196,22 +196,22 @@ def file_facts(path):
     return [path.suffix.lower(), container, mode, path.stat().st_size]
 
 
-def _checked(path, index, mask, image_size, checksum):
+def _checked(path, index, mask, image_size, preparation, checksum):
     """The network's image of one slice; `checksum`: what the manifest has, "" where it has none."""
-    image = preprocess_slice(path, index, image_size, mask)
+    image = preprocess_slice(path, index, image_size, preparation, mask)
     if checksum and sha256_once(path) != checksum:
         raise ReadError(path, "is not the file that the manifest lists, its sha256 is another",
                         "Put that one back, or run notebook 00_data again")
     return image
 
 
-def _examine(path, index, mask, image_size, features):
+def _examine(path, index, mask, image_size, preparation, features):
     """(network's image, facts, thumbnail, features or None) of one slice."""
     remark, picture, body, lung = _read(path, index, mask)
-    image, image_lung = crop.crop_to_lungs(picture, image_size, lung)
+    image, _ = crop.prepare(picture, image_size, preparation, lung)
     facts = [sha256_once(path), near_duplicates.perceptual_hash(picture),
              *file_facts(path), *picture.shape, float(lung.mean()), remark]
-    evidence = features(picture, body, lung, image, image_lung) if features else None
+    evidence = features(picture, body, lung, image_size) if features else None
     return image, facts, near_duplicates.thumbnail(picture), evidence
 
 
@@ -254,8 +254,8 @@ def _check_size(image_size):
         raise ValueError(f"image_size must be at least 1. Received: image_size={image_size}")
 
 
-def _cached(cache_dir, source, image_size):
-    return Path(cache_dir) / f"{source.name}-{image_size}-{_key(source)}.npy"
+def _cached(cache_dir, source, image_size, preparation):
+    return Path(cache_dir) / f"{source.name}-{preparation}-{image_size}-{_key(source)}.npy"
 
 
 def _key(source):

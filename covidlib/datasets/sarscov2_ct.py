@@ -15,11 +15,16 @@ _FOLDERS = {"covid": "COVID", "non_covid": "non-COVID"}
 
 def load(root):
     """(manifest, classes, notes, problems); decodes every slice to find near-duplicates."""
-    require_folders(root, list(_FOLDERS.values()), "sarscov2-ct")
+    return load_without_patients(root, _FOLDERS, "sarscov2-ct")
+
+
+def load_without_patients(root, folders, dataset):
+    """As `load`, of a folder for every class, `folders` {label: folder}, in which groups stand in for patients."""
+    require_folders(root, list(folders.values()), dataset)
     rows, problems = [], []
-    described = near_duplicates.describe(_images(root, rows, problems))
+    described = near_duplicates.describe(_images(root, folders, rows, problems))
     manifest = pd.DataFrame(rows, columns=["path", "label"])
-    listing.require_images(root, manifest, _FOLDERS, "sarscov2-ct")
+    listing.require_images(root, manifest, folders, dataset)
     pairs = near_duplicates.near_duplicates(*described)
     groups = near_duplicates.groups(pairs, len(manifest))
     sizes = np.bincount(groups)
@@ -28,12 +33,12 @@ def load(root):
         f"of near-duplicates instead ({int((sizes > 1).sum())} groups of several slices, "
         f"{int((sizes == 1).sum())} slices alone)."
     )
-    return manifest.assign(patient=[f"group-{group:04d}" for group in groups]), tuple(_FOLDERS), [note], problems
+    return manifest.assign(patient=[f"group-{group:04d}" for group in groups]), tuple(folders), [note], problems
 
 
-def _images(root, rows, problems):
+def _images(root, folders, rows, problems):
     """Every readable slice in order, each with a row; `rows` and `problems` grow."""
-    for label, folder in _FOLDERS.items():
+    for label, folder in folders.items():
         paths, unusable = listing.find(root, folder)
         problems += unusable
         for path in sorted(paths, key=natural):

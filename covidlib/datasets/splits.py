@@ -141,15 +141,20 @@ def apply_shipped(manifest, dataset, column="split"):
 
 
 def ship(dataset, data_root, seed=0):
-    """The table to ship for a data set: the split it brings along or one by patient, and up to FOLDS folds."""
+    """The table to ship for a data set: the split it brings along or one by patient, and up to FOLDS folds.
+
+    No fold divides a patient, a source document or a group of near-duplicates.
+    """
     source = datasets.load(dataset, data_root)
     manifest = source.manifest
     images = (readers.read_slice(source.root / row.path, row.slice_index) for row in manifest.itertuples())
     pairs = near_duplicates.near_duplicates(*near_duplicates.describe(images))
-    key = patient_or_file(manifest)
-    first = pd.Series(manifest.index, key).groupby(level=0).first()
-    same = pd.DataFrame({"a": key.map(first), "b": manifest.index})
-    groups = near_duplicates.groups(pd.concat([pairs[["a", "b"]], same]), len(manifest))
+    keys = [patient_or_file(manifest)]
+    if "document" in manifest:
+        keys.append(manifest.document.where(manifest.document != "", manifest.path))
+    same = [pd.DataFrame({"a": key.map(pd.Series(manifest.index, key).groupby(level=0).first()), "b": manifest.index})
+            for key in keys]
+    groups = near_duplicates.groups(pd.concat([pairs[["a", "b"]], *same]), len(manifest))
     linked = manifest.assign(patient=groups.astype(str))
     table = pd.DataFrame({
         "sha256": [sha256(source.root / path)[:DIGITS] for path in manifest.path],

@@ -239,7 +239,7 @@ def _means(rows, patients):
     return found
 
 
-def phantoms(home, per_class, image_size):
+def phantoms(home, per_class, image_size, preparation):
     """(manifest, images, lesions, lungs) of diseased phantoms that no training draws, prepared for a network.
 
     home: folder that they are drawn into; per_class: slices of covid and of viral. uint8 and bool (N, S, S).
@@ -247,19 +247,19 @@ def phantoms(home, per_class, image_size):
     source = datasets.load("phantom", Path(home), [per_class, per_class, 1], SEED)
     manifest = source.manifest[source.manifest.label != "normal"].reset_index(drop=True)
     source = datasets.replace(source, manifest=manifest, classes=("covid", "viral"))
-    images = np.array(decode.load_images(source, image_size, Path(home) / "cache"))
-    lesions = joblib.Parallel(-1)(joblib.delayed(decode.lesion_map)(source.root, path, image_size)
+    images = np.array(decode.load_images(source, image_size, preparation, Path(home) / "cache"))
+    lesions = joblib.Parallel(-1)(joblib.delayed(decode.lesion_map)(source.root, path, image_size, preparation)
                                   for path in manifest.path)
-    return manifest, images, np.stack(lesions), lung_masks(source, image_size)
+    return manifest, images, np.stack(lesions), lung_masks(source, image_size, preparation)
 
 
-def lung_masks(source, image_size):
-    """bool (N, S, S): the lungs of every slice of a datasets.Source, cropped as the slices are for a network."""
+def lung_masks(source, image_size, preparation):
+    """bool (N, S, S): the lungs of every slice of a datasets.Source, prepared as the slices are for a network."""
     rows = zip(source.manifest.path, decode.slice_indices(source.manifest), decode.masks(source), strict=True)
-    return np.stack(joblib.Parallel(-1)(joblib.delayed(_lungs)(source.root / path, index, mask, image_size)
+    return np.stack(joblib.Parallel(-1)(joblib.delayed(_lungs)(source.root / path, index, mask, image_size, preparation)
                                         for path, index, mask in rows))
 
 
-def _lungs(path, index, mask, image_size):
+def _lungs(path, index, mask, image_size, preparation):
     picture, _, lung = decode.read(path, index, mask)
-    return crop.crop_to_lungs(picture, image_size, lung)[1]
+    return crop.prepare(picture, image_size, preparation, lung)[1]

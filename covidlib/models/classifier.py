@@ -12,11 +12,13 @@ from covidlib.models import weights as starting_weights
 from covidlib.models.attention import global_context, non_local
 from covidlib.models.fpn import build_fpn
 from covidlib.models.precision import dtype_policy, resolve_precision
-from covidlib.models.resnet import PLACEMENTS, build_resnet50
+from covidlib.models.resnet import PLACEMENTS, STRIDES, build_resnet50
 from covidlib.utils.text import nearest
 
 PLAIN = {
     "backbone": "resnet50",
+    "normalisation": "caffe",  # of the three channels, see NORMALISATION
+    "stride": "1x1",  # the convolution of a stage's first block that halves height and width: 1x1 or 3x3
     "fpn_width": 0,  # channels of each level, 0: no pyramid
     "attention": "none",  # none, non_local or global_context
     "placement": "branch",  # in the last residual block of conv3 to conv5: branch, after or before
@@ -33,17 +35,18 @@ VARIANTS = {
     "improved_after": {**IMPROVED, "placement": "after"},
     "improved_global_context": {**IMPROVED, "attention": "global_context", "reduction": 16},
     "improved_faithful": {**IMPROVED, "fpn_width": 256, "reduction": 2, "pooled_keys": False},
-    "mobilenet_v2": {"backbone": "mobilenet_v2"},
-    "densenet169": {"backbone": "densenet169"},
+    "mobilenet_v2": {"backbone": "mobilenet_v2", "normalisation": "tf"},
+    "densenet169": {"backbone": "densenet169", "normalisation": "torch"},
 }
 OTHERS = {"mobilenet_v2": keras.applications.MobileNetV2, "densenet169": keras.applications.DenseNet169}
-NORMALISATION = {  # scale and offset of the three channels that the published weights expect
-    "resnet50": (1.0, [-103.939, -116.779, -123.68]),  # "caffe": BGR, ImageNet's means
-    "mobilenet_v2": (1 / 127.5, -1.0),  # "tf"
-    "densenet169": (  # "torch": RGB, ImageNet's means and deviations
+NORMALISATION = {  # scale and offset of the three channels; the names are those of keras.applications, and "unit"
+    "caffe": (1.0, [-103.939, -116.779, -123.68]),  # BGR, ImageNet's means
+    "tf": (1 / 127.5, -1.0),
+    "torch": (  # RGB, ImageNet's means and deviations
         [1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)],
         [-mean / deviation for mean, deviation in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))],
     ),
+    "unit": (1 / 255, 0.0),
 }
 SMALLEST = 32
 
@@ -62,17 +65,19 @@ def build_classifier(variant, classes, image_size, weights=None, precision="auto
         precision: "auto", "float32" or "mixed_bfloat16"; see `resolve_precision`.
         seed: of the random weights and of the dropout.
         dropout: share of the features left out in training, 0 <= dropout < 1.
-        overrides: options of the variant with other values, e.g. `fpn_width=128`.
+        overrides: options of the variant with other values, e.g. `fpn_width=128`. Without one, `stride` and
+            `normalisation` are those that the weights were trained with (`weights.backbone_options`).
 
     Raises ValueError for an argument that does not fit; FileNotFoundError: no such weight file, or no network to
     download it.
     """
-    options = _options(variant, overrides)
+    expected = starting_weights.backbone_options(weights) if backbone_of(variant) == "resnet50" else {}
+    options = _options(variant, expected | overrides)
     _check(classes, image_size, dropout)
     with dtype_policy(resolve_precision(precision)):
         inputs = layers.Input((image_size, image_size, 1), name="slice", dtype="float32")  # (B, H, W, 1)
         x = layers.Concatenate(dtype="float32", name="three_channels")([inputs] * 3)  # (B, H, W, 3)
-        x = layers.Rescaling(*NORMALISATION[options["backbone"]], dtype="float32", name="normalisation")(x)
+        x = layers.Rescaling(*NORMALISATION[options["normalisation"]], dtype="float32", name="normalisation")(x)
         x, backbone_layers = _features(x, inputs, options)  # (B, F), of resnet50 2048, of improved 4 x 64
         x = layers.Dropout(dropout, seed=seed, dtype="float32", name="dropout")(x)
         x = layers.Dense(len(classes), dtype="float32", name="logits")(x)  # (B, classes)
@@ -94,7 +99,7 @@ def _features(x, inputs, options):
     if options["backbone"] in OTHERS:
         stages = [OTHERS[options["backbone"]](include_top=False, weights=None, input_tensor=x).output]
     else:
-        stages = list(build_resnet50(x, _attention(options), options["placement"]).values())
+        stages = list(build_resnet50(x, _attention(options), options["placement"], options["stride"]).values())
     backbone_layers = [layer.name for layer in keras.Model(inputs, stages[-1]).layers
                        if not layer.name.startswith("attention_")]
     if not options.get("fpn_width"):
@@ -129,7 +134,8 @@ def _options(variant, overrides):
             hint = _suggest(name, [option for option in options if option != "backbone"])
             raise ValueError(f"{variant!r} has no such option{hint}. Received: {name}={value!r}")
         options[name] = value
-    for name, values in {"attention": ("none", "non_local", "global_context"), "placement": PLACEMENTS}.items():
+    for name, values in {"attention": ("none", "non_local", "global_context"), "placement": PLACEMENTS,
+                         "stride": STRIDES, "normalisation": tuple(NORMALISATION)}.items():
         if name in options and options[name] not in values:
             raise ValueError(f"{name} must be one of {values}. Received: {name}={options[name]!r}")
     for name, least in {"fpn_width": 0, "reduction": 1}.items():

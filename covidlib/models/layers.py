@@ -15,9 +15,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
     returns the variance of the batch with Bessel's correction, n / (n - 1); it is undone before the moving variance
     is updated, for Keras has none there. On other backends, and for what the kernel does not take (anything but
     (B, H, W, C) with the channels last, masks, renorm, synchronisation), Keras's own code runs.
+
+    With `frozen_statistics` (an attribute, False at first) training, too, normalises with the moving statistics and
+    leaves them as they are, while gamma and beta learn: small batches then do not disturb a pre-trained network.
     """
 
+    frozen_statistics = False
+
     def call(self, inputs, training=None, mask=None):
+        training = training and not self.frozen_statistics
         if not self._has_kernel_for(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf

@@ -11,13 +11,14 @@ from covidlib.models.layers import BatchNormalization
 
 STAGES = {"conv2": (64, 3), "conv3": (128, 4), "conv4": (256, 6), "conv5": (512, 3)}  # width, blocks
 PLACEMENTS = ("branch", "after", "before")
+STRIDES = ("1x1", "3x3")
 
 # keras.applications averages the moving statistics with momentum 0.99, meant for the many thousand steps
 # of ImageNet. A training of a few hundred steps would validate on statistics that still lag behind.
 MOMENTUM = 0.9
 
 
-def build_resnet50(x, attention=None, placement="branch"):
+def build_resnet50(x, attention=None, placement="branch", stride="1x1"):
     """The convolutional part of ResNet-50.
 
     Args:
@@ -26,6 +27,8 @@ def build_resnet50(x, attention=None, placement="branch"):
             residual block of conv3, conv4 and conv5 under the name `attention_conv3` and so on (§2.3).
         placement: where in that block. `branch`: on the output of the branch, before the skip addition;
             `after`: on the output of the block; `before`: on its input, so that the skip carries it too.
+        stride: the convolution that halves height and width in the first block of conv3, conv4 and conv5: "1x1", the
+            first, as published and in keras.applications, or "3x3", as in torchvision ("v1.5").
 
     Returns:
         dict of the outputs of the stages, by layer name: `conv2_block3_out`, `conv3_block4_out`, `conv4_block6_out`
@@ -40,7 +43,8 @@ def build_resnet50(x, attention=None, placement="branch"):
     stages = {}
     for stage, (width, blocks) in STAGES.items():
         for number in range(1, blocks + 1):
-            name, strides = f"{stage}_block{number}", 2 if number == 1 and stage != "conv2" else 1
+            name, halves = f"{stage}_block{number}", number == 1 and stage != "conv2"
+            strides = {place: 2 if halves and place in ("skip", stride) else 1 for place in ("skip", *STRIDES)}
             attends = attention is not None and stage != "conv2" and number == blocks
             attend = {placement: partial(attention, name=f"attention_{stage}")} if attends else {}
             x = _block(x, width, name, strides, project=number == 1, attend=attend)
@@ -51,15 +55,17 @@ def build_resnet50(x, attention=None, placement="branch"):
 
 
 def _block(x, width, name, strides, project, attend):
-    """Bottleneck block: (B, h, w, c) -> (B, h/strides, w/strides, 4 width). attend: {placement: function}."""
+    """Bottleneck block: (B, h, w, c) -> (B, h/s, w/s, 4 width), s: strides["skip"]. attend: {placement: function}."""
     if "before" in attend:
         x = attend["before"](x)
-    shortcut = _conv_norm(x, 4 * width, 1, f"{name}_0", strides=strides) if project else x
-    x = _conv_norm(x, width, 1, f"{name}_1", strides=strides)  # (B, h/strides, w/strides, width)
+    shortcut = _conv_norm(x, 4 * width, 1, f"{name}_0", strides=strides["skip"]) if project else x
+    x = _conv_norm(x, width, 1, f"{name}_1", strides=strides["1x1"])
     x = layers.Activation("relu", name=f"{name}_1_relu")(x)
-    x = _conv_norm(x, width, 3, f"{name}_2", padding="same")
+    if strides["3x3"] == 2:  # "same" would pad below and on the right alone
+        x = layers.ZeroPadding2D(1, name=f"{name}_2_pad")(x)
+    x = _conv_norm(x, width, 3, f"{name}_2", strides=strides["3x3"], padding="same" if strides["3x3"] == 1 else "valid")
     x = layers.Activation("relu", name=f"{name}_2_relu")(x)
-    x = _conv_norm(x, 4 * width, 1, f"{name}_3")  # (B, h/strides, w/strides, 4 width)
+    x = _conv_norm(x, 4 * width, 1, f"{name}_3")
     if "branch" in attend:
         x = attend["branch"](x)
     x = layers.Add(name=f"{name}_add")([shortcut, x])

@@ -5,6 +5,7 @@ file itself is read, and nothing that is larger than the layer it is for.
 """
 
 import io
+import json
 import math
 import os
 import zipfile
@@ -22,6 +23,7 @@ IMAGENET = {  # backbone: (file, MD5 where keras.applications has one)
     "densenet169": ("densenet/densenet169_weights_tf_dim_ordering_tf_kernels_notop.h5",
                     "b8c4d4c20dd625c148057b9ff1c1176b"),
 }
+OPTIONS = "covidlib_backbone"  # an attribute of a .weights.h5 file
 HEADS = ("logits", "predictions", "fc1000", "probs", "Logits")
 OWN = ("fpn_", "attention_")
 MAX_BYTES = 2 * 10**9  # of the weights in a .keras archive, unpacked
@@ -44,6 +46,44 @@ def initialise(model, seed):
 def resolve(weights, backbone):
     """The file that `weights` means: of "imagenet" the published one of `backbone`, downloaded where it is missing."""
     return _download(backbone) if weights == "imagenet" else Path(weights)
+
+
+def in_backbone(layer):
+    """Whether a layer has weights and belongs to the backbone: to neither pyramid, attention nor head."""
+    return bool(layer.weights) and layer.name not in HEADS and not layer.name.startswith(OWN)
+
+
+def backbone_options(weights):
+    """Options of a ResNet-50 that the weights of a file expect: {"stride": ..., "normalisation": ...}.
+
+    {} where the file says nothing, as those of keras.applications, and where there is none.
+    """
+    if weights in (None, "none", "imagenet") or not Path(weights).is_file():
+        return {}
+    try:
+        if zipfile.is_zipfile(weights):
+            with zipfile.ZipFile(weights) as archive:
+                return _options_of_graph(json.loads(_read(archive, "config.json")))
+        with h5py.File(weights, "r") as file:
+            return json.loads(file.attrs.get(OPTIONS, "{}"))
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        return {}  # `load_weights` says what is wrong with the file
+
+
+def save_weights(model, path):
+    """`model.save_weights`, with the options of its backbone for `backbone_options`."""
+    model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file.attrs[OPTIONS] = json.dumps(_options_of_graph({"config": model.get_config()}))
+
+
+def _options_of_graph(content):
+    """From the configuration of a classifier on ResNet-50; {} for other networks."""
+    layers = {layer["config"]["name"]: layer["config"] for layer in content["config"]["layers"]}
+    if "conv3_block1_2_conv" not in layers:
+        return {}
+    stride = "3x3" if tuple(layers["conv3_block1_2_conv"]["strides"]) == (2, 2) else "1x1"
+    return {"stride": stride, "normalisation": "unit" if layers["normalisation"]["offset"] == 0 else "caffe"}
 
 
 def load_weights(model, weights, backbone, backbone_layers):
@@ -114,10 +154,14 @@ def _open(path):
     if not zipfile.is_zipfile(path):
         return h5py.File(path, "r")
     with zipfile.ZipFile(path) as archive:
-        size = archive.getinfo("model.weights.h5").file_size
-        if size > MAX_BYTES:
-            raise ValueError(f"its weights would unpack to {size} bytes; at most {MAX_BYTES} are read")
-        return h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r")
+        return h5py.File(io.BytesIO(_read(archive, "model.weights.h5")), "r")
+
+
+def _read(archive, name):
+    size = archive.getinfo(name).file_size
+    if size > MAX_BYTES:
+        raise ValueError(f"its {name} would unpack to {size} bytes; at most {MAX_BYTES} are read")
+    return archive.read(name)
 
 
 def _layers_by_attribute(file):

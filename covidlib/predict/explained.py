@@ -37,7 +37,7 @@ def is_made(run_dir):
     own = folder(run_dir)
     try:
         exported, run = runs.read_json(own / FACTS), runs.read_json(Path(run_dir, "run.json"))
-        same = exported["weights_sha256"] == run["model"]["weights_sha256"]
+        same = exported["weights_sha256"] == run["model"]["weights_sha256"] and "preparation" in exported
     except (OSError, ValueError, KeyError):
         return False
     return same and all((own / FILE).with_suffix(end).is_file() for end in (".xml", ".bin"))
@@ -104,7 +104,8 @@ def facts(run):
     source, images = slices_of(run) or (None, None)
     return {
         "variant": run.variant, "seed": run.seed, "dataset": dataset, "profile": profile,
-        "classes": list(run.classes), "image_size": run.parameters["image_size"], "epochs": len(run.history),
+        "classes": list(run.classes), "image_size": run.parameters["image_size"],
+        "preparation": run.preparation, "epochs": len(run.history),
         "start": run.parameters.get("weights") or "none", "synthetic": dataset == "phantom",
         "temperature": temperature,
         "calibration_error": calibration.expected_error(truth, scaled) if len(test) else None,
@@ -121,7 +122,7 @@ def slices_of(run):
     home = run.path.parents[1]
     try:
         source = datasets.open_saved(home)
-        return source, decode.load_images(source, run.parameters["image_size"], home / "cache")
+        return source, decode.load_images(source, run.parameters["image_size"], run.preparation, home / "cache")
     except (OSError, ValueError, datasets.DataError):
         return None
 
@@ -130,7 +131,7 @@ def describe(network):
     """One sentence: which network answers, trained on what, and what it reached there."""
     start = "" if network.start == "none" else f", start: {network.start} weights"
     text = (f"{network.variant}, seed {network.seed}, trained on {network.dataset} ({network.profile}, "
-            f"{network.epochs} epochs, {network.image_size} px{start})")
+            f"{network.epochs} epochs, {network.image_size} px, {network.preparation} slices{start})")
     if network.synthetic:
         text += ". Its slices were drawn, not scanned: what it says of a patient means nothing"
     if network.test:

@@ -64,12 +64,16 @@ def load(model_path):
 def model_facts(model_path):
     """explained.facts of the model of a run directory as attributes; of an exported one `temperature`, `typical`: None.
 
-    temperature: fitted on the validation slices; typical: quality.feature_ranges of the training slices.
+    temperature: fitted on the validation slices; typical: quality.feature_ranges of the training slices; preparation:
+    see crop.prepare. ValueError where the run was trained before preparations had names.
     """
-    folder = Path(model_path).parent
-    if Path(model_path).is_dir() or not (folder / "predictions.csv").is_file():
-        return SimpleNamespace(temperature=None, typical=None)
-    return SimpleNamespace(**explained.facts(runs.read_run(folder)))
+    folder, path = Path(model_path).parent, Path(model_path)
+    if path.is_dir():
+        record = runs.read_json(path / "model.json")
+        return SimpleNamespace(temperature=None, typical=None, preparation=record["preparation"])
+    if (folder / "predictions.csv").is_file():
+        return SimpleNamespace(**explained.facts(runs.read_run(folder)))
+    return SimpleNamespace(temperature=None, typical=None, preparation=runs.preparation(folder))
 
 
 def weights_file(model_path):
@@ -138,7 +142,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     rows, most_suspicious = [], {}
     for start in tqdm(range(0, len(slices), batch_size), desc="slices", disable=None):
         batch, next_scan = slices[start:start + batch_size], [scan for scan, *_ in slices[start + batch_size:][:1]]
-        own, images = _prepare(batch, size, facts.typical, errors)
+        own, images = _prepare(batch, size, facts, errors)
         for scan in {id(scan): scan for scan, _, _ in batch}.values():
             if next_scan and scan is not next_scan[0]:
                 scan.forget()
@@ -164,7 +168,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     return predictions
 
 
-def _prepare(batch, size, typical, errors):
+def _prepare(batch, size, facts, errors):
     """(rows with lung and quality_warnings, images uint8 (size, size)) of those that can be read; else into errors."""
     rows, images = [], []
     for scan, number, row in batch:
@@ -175,8 +179,9 @@ def _prepare(batch, size, typical, errors):
                 errors.append(own)
             continue
         body, lung = lungs.segment(picture)
-        images.append(crop.crop_to_lungs(picture, size, lung)[0])
-        warnings = [*scan.quality_warnings(number), *quality.slice_warnings(picture, lung, body, images[-1], typical)]
+        images.append(crop.prepare(picture, size, facts.preparation, lung)[0])
+        warnings = [*scan.quality_warnings(number), *quality.slice_warnings(picture, lung, body, images[-1],
+                                                                                   facts.typical)]
         rows.append(row | {"lung": bool(lung.any()), "quality_warnings": " ".join(warnings)})
     return rows, images
 

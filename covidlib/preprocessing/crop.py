@@ -1,37 +1,48 @@
-"""A slice cropped to the lungs, the network's input: the convex hull of both lungs, centred on black at one scale.
+"""The network's image of a slice, in one of two preparations.
 
-Public pictures are cut at the body, inside it or with the page around them, 100 to 2000 pixels wide, and in COVID-CT
-each of these predicts the label. The hull lies inside nearly every picture. It is reduced to ACROSS pixels (98 % of
-COVID-CT's pictures have as many across the lungs), its soft tissue is made white, then it is resized.
+- `whole`: padded to a square and resized, as in the paper and the literature. What lies around the lungs, and how a
+  picture was cut, stays visible, and in public sets predicts the label.
+- `lungs`: the convex hull of both lungs on black, at one scale and place and of one resolution.
 
-The price: chest wall and axillae are lost, and so is a lung that `lungs.segment` misses, which happens most where it is
-dense with disease; consolidation and soft tissue are one white. docs/design.md says what remains of the shortcuts.
+The price of `lungs`: chest wall and axillae are lost, and so is a lung that `lungs.segment` misses, which happens most
+where it is dense with disease. reports/published/PROTOCOL.md says how its numbers were chosen.
 """
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from covidlib import readers
 from covidlib.preprocessing.lungs import hull, lung_mask, segment
 
-ACROSS = 96  # pixels of the square, its rim included
-RIM = 4  # of them, black, on every side
+PREPARATIONS = ("whole", "lungs")
+ACROSS = 96  # pixels of the square that holds the lungs, its rim included
+RIM = ACROSS // 24  # of them, black, on every side
 WHITE = np.uint8(255)
 
 
-def crop_to_lungs(image, size, lungs=None):
-    """The slice cropped to the lungs, uint8 (size, size), and its lungs, bool (size, size).
+def check(preparation):
+    """ValueError unless it is one of PREPARATIONS."""
+    if preparation not in PREPARATIONS:
+        raise ValueError(f"preparation must be one of {', '.join(PREPARATIONS)}. Received: preparation={preparation!r}")
+
+
+def prepare(image, size, preparation, lungs=None):
+    """(the prepared slice uint8 (size, size), its lungs bool (size, size)).
 
     image: uint8 (H, W) in the lung window, or any picture of a chest slice; lungs: bool (H, W), a mask of one's own,
-    else lungs.lung_mask finds them. Where there are none, the body is kept; where there is no body, all is black.
-    ValueError for another kind of image, a mask of another shape, or a size below 1.
+    else lungs.lung_mask finds them. `lungs` keeps the body where there are none, and is black where there is no body.
+    ValueError for another preparation, a mask of another shape, or a size below 1.
     """
+    check(preparation)
     image = np.asarray(image)
     if size < 1:
         raise ValueError(f"size must be at least 1. Received: size={size}")
     lungs = lung_mask(image) if lungs is None else np.asarray(lungs, bool)
     if lungs.shape != image.shape:
         raise ValueError(f"lungs must have the image's shape {image.shape}. Received: {lungs.shape}")
+    if preparation == "whole":
+        return readers.fit_square(image, size), _fit_mask(lungs, size)
     kept = _kept(image, lungs)
     if not kept.any():
         return np.zeros((size, size), np.uint8), np.zeros((size, size), bool)
@@ -40,21 +51,26 @@ def crop_to_lungs(image, size, lungs=None):
     return resize(_whiten(cropped, tissue), size), resize(lung, size) > 127
 
 
-def warp_mask(mask, size, lungs):
-    """A mask of a slice, bool (H, W), cropped as `crop_to_lungs` crops the slice given the same `lungs`.
+def prepare_mask(mask, size, preparation, lungs):
+    """A mask of a slice, bool (H, W), at the place where `prepare` puts it given the same `lungs`: bool (size, size).
 
-    For example the lesions of a phantom. Returns bool (size, size), empty without lungs.
+    For example the lesions of a phantom. Empty where `lungs` finds none.
     """
+    if preparation == "whole":
+        return _fit_mask(mask, size)
     if not lungs.any():
         return np.zeros((size, size), bool)
     return resize(_reduce(mask * WHITE, hull(lungs)), size) > 127
 
 
-def crop_box(image, lungs=None):
-    """The square of an image that `crop_to_lungs` keeps: (top, left, side) in its pixels, None where it keeps nothing.
+def kept_square(image, preparation, lungs=None):
+    """The square of an image that `prepare` keeps: (top, left, side) in its pixels, None where it keeps nothing.
 
-    All are fractional, and the square may reach beyond the image; arguments as in `crop_to_lungs`.
+    All are fractional, and the square may reach beyond the image; arguments as in `prepare`.
     """
+    if preparation == "whole":
+        side = max(image.shape)
+        return *(-float((side - length) // 2) for length in image.shape), float(side)
     kept = _kept(image, lung_mask(image) if lungs is None else lungs)
     if not kept.any():
         return None
@@ -64,8 +80,12 @@ def crop_box(image, lungs=None):
     return float(rows.start + (height - side) / 2), float(columns.start + (width - side) / 2), float(side)
 
 
+def _fit_mask(mask, size):
+    return readers.fit_square(np.uint8(mask) * WHITE, size) > 127
+
+
 def resize(picture, size):
-    """uint8 (H, W) -> (size, size). A cropped slice of ACROSS px becomes what `crop_to_lungs` gives at `size`."""
+    """uint8 (H, W) -> (size, size). A slice prepared as `lungs` at ACROSS px becomes what `prepare` gives at `size`."""
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
 
 

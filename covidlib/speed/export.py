@@ -38,13 +38,14 @@ FILES = {f"{name}.{end}" for name in ("model", "model_int8") for end in ("xml", 
 FEWEST = 32  # slices that a calibration needs at least; 300 are usual
 
 
-def write(model, folder, classes, *, calibration=None, onnx=True):
+def write(model, folder, classes, *, preparation="whole", calibration=None, onnx=True):
     """Export `model` to `folder`, which appears with all its files or stays as it was. Returns its Path.
 
     Args:
         model: a classifier of covidlib.models of any precision, exported in float32. Its name is the variant's.
         folder: new, empty, or an earlier export, which is replaced.
         classes: names, in the order of the model's outputs.
+        preparation: that of the slices which it was trained on, one of crop.PREPARATIONS.
         calibration: prepared slices of the training part, uint8 (N, S, S), from which the ranges of the int8
             network are learned; without them there is none.
         onnx: whether model.onnx is written, which takes longer than the rest.
@@ -65,7 +66,8 @@ def write(model, folder, classes, *, calibration=None, onnx=True):
             openvino().save_model(_quantised(network, calibration), ready / "model_int8.xml", compress_to_fp16=False)
         if onnx:
             _convert(serving, ready / "model.onnx", "onnx")
-        (ready / "model.json").write_text(json.dumps(_record(model, classes, calibration), indent=1) + "\n")
+        record = _record(model, classes, preparation, calibration)
+        (ready / "model.json").write_text(json.dumps(record, indent=1) + "\n")
     return folder
 
 
@@ -79,7 +81,8 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
         threads: by default all that this process may use.
         batch: slices to a step, compiled for that number; None: any number, somewhat slower.
 
-    FileNotFoundError where `folder` lacks the file; ValueError for other values. Warns where another version of the
+    FileNotFoundError where `folder` lacks the file; ValueError for other values, and for a folder of a version before
+    0.2, which does not say how slices are prepared. Warns where another version of the
     code that reads pictures wrote it.
     """
     folder = Path(folder)
@@ -97,6 +100,9 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
             raise FileNotFoundError(f"no {needed.name} in {folder}: write it with export.write"
                                     f"{', giving calibration slices' * (precision == 'int8')}.")
     record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if "preparation" not in record:
+        raise ValueError(f"{folder} is of a version of covidlib that did not say how slices are prepared: train the "
+                         "network again with notebook 03_training and export it with export.write")
     if record.get("preprocessing_sha256") != preprocessing.code_sha256():
         warnings.warn(f"{folder} was exported for pictures read by another version of covidlib", stacklevel=2)
     threads = threads or provenance.threads()
@@ -109,11 +115,12 @@ def load(folder, precision="float32", runtime="openvino", threads=None, batch=1)
 class Exported:
     """A network that `load` compiled: `exported(images)`. One thread at a time may call it.
 
-    Attributes: classes, image_size, precision, runtime, batch; name and input_shape as a Keras model has them.
+    Attributes: classes, image_size, preparation, precision, runtime, batch; name and input_shape as Keras models have.
     """
 
     def __init__(self, run, record, precision, runtime, batch):
         self.classes, self.image_size, self.name = tuple(record["classes"]), record["image_size"], record["variant"]
+        self.preparation = record["preparation"]
         self.precision, self.runtime, self.batch, self._run = precision, runtime, batch, run
         self.input_shape = (batch, self.image_size, self.image_size, 1)
 
@@ -228,12 +235,13 @@ def _quantised(network, calibration):
                              advanced_parameters=options)
 
 
-def _record(model, classes, calibration):
+def _record(model, classes, preparation, calibration):
     from covidlib.training.loop import weights_sha256
 
     versions = {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnx", "tf2onnx")}
     return {
-        "classes": list(classes), "image_size": model.input_shape[1], "variant": model.name,
+        "classes": list(classes), "image_size": model.input_shape[1], "preparation": preparation,
+        "variant": model.name,
         "weights_sha256": weights_sha256(model), "preprocessing_sha256": preprocessing.code_sha256(),
         "calibration": None if calibration is None else {
             "slices": len(calibration), "sha256": hashlib.sha256(np.ascontiguousarray(calibration)).hexdigest()},

@@ -200,4 +200,4 @@ def _decoding(call, paths, size):
     from covidlib.datasets import decode
 
     turn = itertools.cycle(paths)
-    return lambda: call(decode.preprocess_slice(next(turn), 0, size)[None, ..., None])
+    return lambda: call(decode.preprocess_slice(next(turn), 0, size, "whole")[None, ..., None])

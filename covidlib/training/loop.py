@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from covidlib.datasets import SPLITS
 from covidlib.datasets.decode import quiet, slice_indices
 from covidlib.evaluation import metrics
-from covidlib.models import build_classifier
+from covidlib.models import BatchNormalization, build_classifier
+from covidlib.models.weights import in_backbone, save_weights
 from covidlib.preprocessing.augmentation import Augmenter
 from covidlib.training import devices, pretraining
 from covidlib.training.batches import Batches, to_dataset
@@ -21,7 +23,8 @@ from covidlib.training.runs import write_json
 from covidlib.utils import provenance
 from covidlib.utils.files import require_room
 
-HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
+HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "unaugmented_accuracy"]
+SEEN_AGAIN = 200  # training slices on which accuracy is measured as on validation slices
 
 
 class Session:
@@ -38,11 +41,17 @@ class Session:
         self.checkpoints = Checkpoints(folder, parameters, config.checkpoint_every)
         self.name, done = f"{config.variant} seed {config.seed}", len(self.checkpoints.history)
         keras.utils.clear_session()
-        weights = pretraining.resolve(config.weights, config.image_size)
+        weights = pretraining.resolve(config.weights, config.image_size, config.preparation)
         self.strategy = devices.strategy(config.devices)
         with self.strategy.scope():
             self.model = build_classifier(config.variant, source.classes, config.image_size, weights=weights,
                                           precision=config.precision, seed=config.seed)
+            self.backbone = [layer for layer in self.model.layers if in_backbone(layer)]
+            frozen = tuple(f"conv{number + 1}" for number in range(config.frozen_stages))
+            for layer in self.backbone:
+                layer.trainable = not layer.name.startswith(frozen)
+                if isinstance(layer, BatchNormalization):
+                    layer.frozen_statistics = config.frozen_statistics
             self.trainer = self._compile()
             if done:
                 self.checkpoints.restore(self._variables())
@@ -50,8 +59,7 @@ class Session:
         self.eval_model = self.trainer
         if config.devices > 1:  # validation and prediction run on one, and their batches need not divide
             self.eval_model = keras.Model(self.model.inputs, self.model.outputs[0])
-            self.eval_model.compile(loss="categorical_crossentropy", metrics=["accuracy"],
-                                    jit_compile=self.trainer.jit_compile)
+            self.eval_model.compile(loss=self.trainer.loss, metrics=["accuracy"], jit_compile=self.trainer.jit_compile)
 
     def fit(self, progress):
         epochs, done = self.config.epochs, len(self.checkpoints.history)
@@ -72,7 +80,7 @@ class Session:
         last = self.model.get_weights()
         require_room(ready, 3 * sum(array.nbytes for array in last))
         self.model.set_weights(self.checkpoints.best_weights(len(last)) or last)
-        self.model.save_weights(ready / "best.weights.h5")
+        save_weights(self.model, ready / "best.weights.h5")
         self.model.set_weights(last)
         self.model.save(ready / "model.keras")
         pd.DataFrame(self.checkpoints.history, columns=HISTORY).to_csv(ready / "history.csv", index=False)
@@ -86,11 +94,14 @@ class Session:
     def _compile(self):
         """A model over the same layers, so that the one that is saved has no optimiser."""
         steps = len(self._batches("train", multiple=self.config.devices)) * self.config.epochs
-        optimizer = scheduled_adamw(steps, self.config.learning_rate)
+        optimizer = scheduled_adamw(steps, self.config.learning_rate, self.config.weight_decay)
+        optimizer.factors = {variable.path: self.config.backbone_rate for layer in self.backbone
+                             for variable in layer.trainable_variables}
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=self.config.label_smoothing)
         trainer = keras.Model(self.model.inputs, self.model.outputs[0])
         # XLA on TensorFlow halves the speed of this model on CPUs
         jit = False if keras.backend.backend() == "tensorflow" else "auto"
-        trainer.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
+        trainer.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit)
         optimizer.build(trainer.trainable_variables)
         # a metric that is built while the step is traced has TensorFlow trace it twice
         trainer.compute_metrics(None, self.labels[:1], self.labels[:1])
@@ -101,7 +112,15 @@ class Session:
         return np.flatnonzero(self.source.manifest["split"].isin(splits))
 
     def _batches(self, *splits, **options):
-        return Batches(self.images, self.labels, self.config.batch_size, self._rows(*splits), **options)
+        return self._batches_of(self._rows(*splits), **options)
+
+    def _batches_of(self, rows, **options):
+        return Batches(self.images, self.labels, self.config.batch_size, rows, **options)
+
+    def _unaugmented_accuracy(self):
+        """Of the training slices as validation slices are seen: of SEEN_AGAIN, the same in every epoch, at most."""
+        rows = np.random.default_rng(self.config.seed).permutation(self._rows("train"))[:SEEN_AGAIN]
+        return self.eval_model.evaluate(to_dataset(self._batches_of(rows)), verbose=0, return_dict=True)["accuracy"]
 
     def _variables(self):
         return [*self.trainer.variables, *self.trainer.optimizer.variables]
@@ -120,7 +139,8 @@ class Session:
             found = self.eval_model.evaluate(to_dataset(validation), verbose=0, return_dict=True)
             row |= {f"val_{name}": float(found[name]) for name in HISTORY[1:3]}
         self._require_finite(epoch + 1, row["loss"])
-        return {"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - start, 3)}
+        row |= {"seconds": round(time.perf_counter() - start, 3), "unaugmented_accuracy": self._unaugmented_accuracy()}
+        return {"epoch": epoch + 1, **row}
 
     def _require_finite(self, epoch, loss):
         """The loss is the mean before each update, so the last one of an epoch shows in what it changed."""
@@ -141,10 +161,8 @@ class Session:
         return patience is not None and done - (self.checkpoints.best_epoch or 0) >= patience
 
     def _predict(self):
-        rows = self._rows("val", "test")
-        chosen = self.source.manifest.iloc[rows]
-        batches = self._batches("val", "test")
-        scores = self.eval_model.predict(to_dataset(batches), verbose=0) if len(rows) else self.labels[rows]
+        chosen = self.source.manifest.iloc[self._rows(*SPLITS)]
+        scores = self.eval_model.predict(to_dataset(self._batches(*SPLITS)), verbose=0)
         return pd.DataFrame({
             "path": chosen["path"].to_numpy(), "slice_index": slice_indices(chosen),
             "patient": metrics.patient_names(chosen), "split": chosen["split"].to_numpy(),

@@ -22,13 +22,14 @@ from skimage.measure import block_reduce
 
 from covidlib import datasets, phantom
 from covidlib.datasets import decode, splits
-from covidlib.preprocessing import augmentation
+from covidlib.preprocessing import augmentation, crop
+from covidlib.training import ct_weights
 from covidlib.training.checkpoints import Checkpoints
 from covidlib.utils import provenance
 from covidlib.utils.files import write_atomically
 
 SLICES, SEED, EPOCHS, BATCH = (1000, 1000, 1000), 1000, 16, 32
-LEARNING_RATE, LESION_WEIGHT = 1e-3, 3.0
+LEARNING_RATE, WEIGHT_DECAY, LESION_WEIGHT = 1e-3, 0.05, 3.0
 # printed slices differ more in grey than phantoms do
 AUGMENTATION = {**augmentation.PAPER, "brightness": (-0.15, 0.15), "contrast": (0.6, 1.4)}
 GEOMETRIC = {name: limits for name, limits in AUGMENTATION.items()
@@ -38,51 +39,53 @@ VERSION = 1  # to be raised when a network sees a phantom otherwise than before
 HOME = provenance.ROOT / "data" / "pretraining"
 
 
-def path(image_size, home=HOME):
+def path(image_size, preparation, home=HOME):
     """Where the weights for this size lie, or will: the name holds a hash of what they depend on."""
-    settings = (image_size, VERSION, phantom.VERSION, SLICES, SEED, EPOCHS, BATCH, LEARNING_RATE, LESION_WEIGHT,
-                AUGMENTATION, MAPS)
+    settings = (image_size, preparation, VERSION, phantom.VERSION, SLICES, SEED, EPOCHS, BATCH, LEARNING_RATE,
+                LESION_WEIGHT, AUGMENTATION, MAPS)
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()
-    return Path(home) / f"phantom-{image_size}-{digest[:12]}.weights.h5"
+    return Path(home) / f"phantom-{preparation}-{image_size}-{digest[:12]}.weights.h5"
 
 
-def resolve(weights, image_size):
-    """For "phantom" the file of these weights, computed where it is missing; any other `weights` as they are."""
-    return make(image_size) if weights == "phantom" else weights
+def resolve(weights, image_size, preparation):
+    """For "phantom" or "ct" the file of these weights, made where it is missing; any other `weights` as they are."""
+    if weights == "phantom":
+        return make(image_size, preparation)
+    return ct_weights.make(HOME) if weights == "ct" else weights
 
 
-def make(image_size, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto"):
+def make(image_size, preparation, home=HOME, *, slices=SLICES, epochs=EPOCHS, precision="auto"):
     """Path of the weights for `image_size` pixels, which are computed where they are missing.
 
     That takes 20 minutes at 96 px on 2 cores, and goes on after the last finished epoch. A table of the same name
     (.csv) is the training's history.
     """
-    target = path(image_size, home)
+    target = path(image_size, preparation, home)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_file():
-            _train(target, image_size, slices, epochs, precision)
+            _train(target, image_size, preparation, slices, epochs, precision)
     return target
 
 
-def load(home, image_size, slices=SLICES):
+def load(home, image_size, preparation, slices=SLICES):
     """(Source, images, lesions) of the phantoms: uint8 (N, S, S) twice; 1 marks covid's lesions, 2 viral's."""
     source = datasets.load("phantom", Path(home) / "phantom", list(slices), SEED)
     manifest = splits.assign(source.manifest.assign(split=""), SEED, (0.9, 0.0, 0.1))[0]
     source = datasets.replace(source, manifest=manifest.assign(split=manifest.split.replace("test", "val")))
-    images = decode.load_images(source, image_size, Path(home) / "cache")
-    maps = joblib.Parallel(-1)(joblib.delayed(decode.lesion_map)(source.root, path, image_size)
+    images = decode.load_images(source, image_size, preparation, Path(home) / "cache")
+    maps = joblib.Parallel(-1)(joblib.delayed(decode.lesion_map)(source.root, path, image_size, preparation)
                                for path in manifest.path)
     kinds = manifest.label.map({"covid": 1, "viral": 2, "normal": 0}).to_numpy(np.uint8)
     return source, images, np.stack(maps) * kinds[:, None, None]
 
 
-def _train(target, image_size, slices, epochs, precision):
+def _train(target, image_size, preparation, slices, epochs, precision):
     import keras
 
     from covidlib.training.batches import Batches, to_dataset
 
-    source, images, lesions = load(target.parent, image_size, slices)
+    source, images, lesions = load(target.parent, image_size, preparation, slices)
     labels = np.eye(len(source.classes), dtype=np.float32)[source.manifest.label.map(source.classes.index)]
     held_out = (source.manifest.split == "val").to_numpy()
     steps = -(-int((~held_out).sum()) // BATCH) * epochs
@@ -120,7 +123,7 @@ def _build(classes, image_size, precision, steps):
     heads = [layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name=f"lesions_{stage.split('_')[0]}")(
         model.get_layer(stage).output) for stage in MAPS]
     trainer = keras.Model(model.inputs, [model.outputs[0], *heads])
-    trainer.compile(scheduled_adamw(steps, LEARNING_RATE),
+    trainer.compile(scheduled_adamw(steps, LEARNING_RATE, WEIGHT_DECAY),
                     ["categorical_crossentropy", *["binary_crossentropy"] * len(heads)],
                     loss_weights=[1.0, *[LESION_WEIGHT] * len(heads)], metrics=[["accuracy"], *[[]] * len(heads)],
                     jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
@@ -156,7 +159,9 @@ class LesionBatches:
 def main(arguments=None):
     parser = argparse.ArgumentParser("python -m covidlib.training.pretraining", description=__doc__.split("\n")[0])
     parser.add_argument("--image-size", type=int, default=96, help="pixels, as in the training that starts from them")
-    print(make(parser.parse_args(arguments).image_size))
+    parser.add_argument("--preparation", default="whole", choices=crop.PREPARATIONS)
+    given = parser.parse_args(arguments)
+    print(make(given.image_size, given.preparation))
     return 0
 
 

@@ -62,6 +62,10 @@ class Run:
         return self.content["parameters"]
 
     @property
+    def preparation(self):
+        return preparation(self.path)
+
+    @property
     def classes(self):
         return tuple(self.content["classes"])
 
@@ -97,6 +101,15 @@ class Run:
 
     def _part(self, split):
         return self.predictions[self.predictions["split"] == split]
+
+
+def preparation(run_dir):
+    """How the slices of a run were prepared. ValueError where it was trained before preparations had names."""
+    found = read_json(Path(run_dir, "run.json"))["parameters"].get("preparation")
+    if found is None:
+        raise ValueError(f"{run_dir} is of a version of covidlib that did not say how slices are prepared: train the "
+                         "network again with notebook 03_training")
+    return found
 
 
 def read_run(run_dir):

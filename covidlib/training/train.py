@@ -75,7 +75,8 @@ def train(source, images, run_dir, config, progress=True):
 def _weights_sha256(config):
     if config.weights is None:
         return None
-    file = resolve(str(pretraining.resolve(config.weights, config.image_size)), backbone_of(config.variant))
+    weights = pretraining.resolve(config.weights, config.image_size, config.preparation)
+    file = resolve(str(weights), backbone_of(config.variant))
     return sha256(file) if file.is_file() else None
 
 

@@ -127,7 +127,7 @@ def test_heat_lies_where_the_network_sees_it():
     image[lung] = 40
     heat = np.zeros((96, 96), np.float32)
     heat[48, 48] = 1
-    shown = panel.blend(panel.readers.fit_square(image, panel.SIDE), panel.square_box(image, lung), heat, 1.0)
+    shown = panel.blend(panel.readers.fit_square(image, panel.SIDE), panel.square_box(image, "lungs", lung), heat, 1.0)
     row, column = np.unravel_index(shown[20:-20, 20:-20, 0].astype(int).argmax(), (472, 472))
     scale = panel.SIDE / 200
     assert abs(row + 20 - (50 + 50) * scale) < 8 and abs(column + 20 - 140 * scale) < 8

@@ -39,7 +39,7 @@ def make_set(root, official=False, jpeg_for="normal"):
 
 
 def audited(source, cache):
-    source, found = decode.decode_dataset(source, 32, cache, shortcuts.features)
+    source, found = decode.decode_dataset(source, 32, "lungs", cache, shortcuts.features)
     return leaks.audit(source, found)
 
 
@@ -124,7 +124,7 @@ def no_features(*views):
 @pytest.mark.slow
 def test_ucsd_conflicts_and_shortcuts(shared_data, tmp_path):
     source = datasets.load("ucsd-covid-ct", shared_data / "ucsd-covid-ct")
-    source, found = decode.decode_dataset(source, 96, tmp_path, no_features)
+    source, found = decode.decode_dataset(source, 96, "lungs", tmp_path, no_features)
     result = leaks.audit(source, found)
     pairs = {(Path(row.path_a).name, Path(row.path_b).name) for row in result.conflicts.itertuples()}
     assert pairs == {("kjr-21-e24-p5-29.png", "71%0.jpg"), ("kjr-21-e24-p5-31.png", "71%1.jpg")}

@@ -47,7 +47,7 @@ def test_an_official_split_is_scored_beside_cross_validation():
     manifest = slices(official=True)
     rng = np.random.default_rng(0)
     marks = np.where(manifest.label == "covid", 0.0, 1.0)[:, None] + rng.normal(0, 0.1, (len(manifest), 2))
-    table = measured(manifest, official=True, seen={f"{shortcuts.CROPPED}/sharpness": marks})
+    table = measured(manifest, official=True, seen={"lungs/sharpness": marks})
     assert set(table.reset_index().protocol) == {"grouped cross-validation", "official test split"}
     assert (table.accuracy.xs("sharpness", level="baseline") == 1).all()
 
@@ -55,8 +55,8 @@ def test_an_official_split_is_scored_beside_cross_validation():
 def test_whole_patients_are_left_out():
     manifest = slices(patients=8)
     marks = np.eye(8)[manifest.patient.astype(int)]  # tells the patient, and so the label only of patients seen
-    table = measured(manifest, seen={"as read/border and background": marks})
-    assert table.accuracy["grouped cross-validation", "border and background", "as read"] < 0.8
+    table = measured(manifest, seen={"whole/border and background": marks})
+    assert table.accuracy["grouped cross-validation", "border and background", "whole"] < 0.8
 
 
 def test_features_see_what_their_names_say():
@@ -65,19 +65,19 @@ def test_features_see_what_their_names_say():
     lung = np.zeros((64, 64), bool)
     lung[20:44, 12:28] = lung[20:44, 36:52] = True
     image[lung] = rng.integers(0, 60, lung.sum())
-    found = shortcuts.features(image, image >= 0, lung, image, lung)
-    assert {key.split("/")[0] for key in found} == {shortcuts.AS_READ, shortcuts.CROPPED}
+    found = shortcuts.features(image, image >= 0, lung, 64)
+    assert {key.split("/")[0] for key in found} == {"whole", "lungs"}
     other = image.copy()
     other[lung] = 30
-    changed = shortcuts.features(other, other >= 0, lung, other, lung)
-    same = "as read/outside the lungs"
+    changed = shortcuts.features(other, other >= 0, lung, 64)
+    same = "whole/lungs blacked out"
     assert np.array_equal(found[same], changed[same])
-    assert not np.array_equal(found["as read/grey histogram"], changed["as read/grey histogram"])
+    assert not np.array_equal(found["whole/grey histogram"], changed["whole/grey histogram"])
     blurred = np.asarray(Image.fromarray(image).resize((16, 16)).resize((64, 64)))
-    dull = shortcuts.features(blurred, blurred >= 0, lung, blurred, lung)
-    assert (dull["as read/sharpness"][-3:] < found["as read/sharpness"][-3:]).all()
-    wide = shortcuts.features(image[:32], image[:32] >= 0, lung[:32], image, lung)
-    assert wide["as read/aspect"].tolist() == [63, 31] and wide[f"{shortcuts.CROPPED}/aspect"].tolist() == [63, 63]
+    dull = shortcuts.features(blurred, blurred >= 0, lung, 64)
+    assert (dull["whole/sharpness"][-3:] < found["whole/sharpness"][-3:]).all()
+    wide = shortcuts.features(image[:32], image[:32] >= 0, lung[:32], 64)
+    assert wide["whole/aspect"].tolist() == [63, 31]
 
 
 @pytest.mark.parametrize("kind, container, mode", [("png", "png", "L"), ("jpg", "jpeg", "RGB"), ("tif", "tiff", "L")])

@@ -38,16 +38,16 @@ def files(folder):
 
 
 def test_images_are_what_the_network_sees_in_manifest_order(source):
-    images = decode.load_images(source, 32)
+    images = decode.load_images(source, 32, "lungs")
     assert images.shape == (4, 32, 32) and images.dtype == np.uint8
     for image, path in zip(images, source.manifest["path"], strict=True):
-        assert np.array_equal(image, crop.crop_to_lungs(readers.read_slice(source.root / path), 32)[0])
-        assert np.array_equal(image, decode.preprocess_slice(source.root / path, 0, 32))
+        assert np.array_equal(image, crop.prepare(readers.read_slice(source.root / path), 32, "lungs")[0])
+        assert np.array_equal(image, decode.preprocess_slice(source.root / path, 0, 32, "lungs"))
 
 
 def test_taking_in_leaves_the_images_for_the_notebooks_that_follow(source, tmp_path, monkeypatch):
     cache, output = tmp_path / "cache", tmp_path / "runs"
-    taken, found = decode.decode_dataset(source, 32, cache)
+    taken, found = decode.decode_dataset(source, 32, "lungs", cache)
     assert list(found.facts) == decode.FACTS and len(found.facts) == 4 and found.thumbnails.shape == (4, 64, 64)
     assert found.facts.lung.between(0.05, 0.6).all() and set(found.facts.height) == {256}
     datasets.save(replace(taken, manifest=taken.manifest.assign(split="train")), output)
@@ -55,22 +55,22 @@ def test_taking_in_leaves_the_images_for_the_notebooks_that_follow(source, tmp_p
     assert opened.manifest.sha256.tolist() == found.facts.sha256.tolist()
     with monkeypatch.context() as patch:
         patch.setattr(readers, "read_slice", lambda *_: pytest.fail("decoded again"))
-        images = decode.load_images(opened, 32, cache)
+        images = decode.load_images(opened, 32, "lungs", cache)
     assert isinstance(images, np.memmap) and not images.flags.writeable
-    assert np.array_equal(images, decode.load_images(source, 32))
+    assert np.array_equal(images, decode.load_images(source, 32, "lungs"))
 
 
 def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    first = np.array(decode.load_images(source, 32, cache))
-    assert decode.load_images(source, 8, cache).shape == (4, 8, 8)
+    first = np.array(decode.load_images(source, 32, "lungs", cache))
+    assert decode.load_images(source, 8, "lungs", cache).shape == (4, 8, 8)
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(source.root / "2.png")
-    assert not decode.load_images(source, 32, cache)[0].any()
+    assert not decode.load_images(source, 32, "lungs", cache)[0].any()
     assert len(files(cache)) == 3
     (tmp_path / "crop.py").write_text(Path(crop.__file__).read_text() + "\n# changed\n")
     monkeypatch.setattr(preprocessing, "CODE", (*preprocessing.CODE[:-1], tmp_path / "crop.py"))
     preprocessing.code_sha256.cache_clear()
-    decode.load_images(source, 32, cache)
+    decode.load_images(source, 32, "lungs", cache)
     assert len(files(cache)) == 4 and first.any()
     preprocessing.code_sha256.cache_clear()
 
@@ -78,15 +78,15 @@ def test_the_cache_follows_content_size_and_reader(source, tmp_path, monkeypatch
 def test_of_a_picture_that_is_replaced_the_audited_one_counts(source, tmp_path, pictures):
     """Between two notebooks, under its name: the cache is of what notebook 00 saw, and nothing else is decoded anew."""
     cache, home = tmp_path / "cache", tmp_path / "home"
-    taken, _ = decode.decode_dataset(source, 32, cache)
+    taken, _ = decode.decode_dataset(source, 32, "lungs", cache)
     datasets.save(replace(taken, manifest=taken.manifest.assign(split="train")), home)
     Image.fromarray(pictures[0][::-1]).save(source.root / "3.png")
-    opened, audited = datasets.open_saved(home), np.array(decode.load_images(taken, 32, cache))
-    assert not np.array_equal(audited[2], decode.preprocess_slice(source.root / "3.png", 0, 32))
-    assert np.array_equal(decode.load_images(opened, 32, cache), audited)
+    opened, audited = datasets.open_saved(home), np.array(decode.load_images(taken, 32, "lungs", cache))
+    assert not np.array_equal(audited[2], decode.preprocess_slice(source.root / "3.png", 0, 32, "lungs"))
+    assert np.array_equal(decode.load_images(opened, 32, "lungs", cache), audited)
     (cache / files(cache)[0]).unlink()
     with pytest.raises(datasets.DataError) as error:
-        decode.load_images(opened, 32, cache)
+        decode.load_images(opened, 32, "lungs", cache)
     assert "3.png: is not the file that the manifest lists, its sha256 is another" in str(error.value)
     assert "1 files" in str(error.value) and "run notebook 00_data again" in str(error.value) and files(cache) == []
 
@@ -96,10 +96,10 @@ def test_of_a_picture_that_is_replaced_the_audited_one_counts(source, tmp_path, 
                                     lambda whole: whole.replace(b"order': False", b"order': True "),
                                     lambda whole: whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:]])
 def test_a_damaged_cache_is_made_anew(source, tmp_path, damage):
-    wanted = np.array(decode.load_images(source, 32, tmp_path / "cache"))
+    wanted = np.array(decode.load_images(source, 32, "lungs", tmp_path / "cache"))
     path = tmp_path / "cache" / files(tmp_path / "cache")[0]
     path.write_bytes(damage(path.read_bytes()))
-    assert np.array_equal(decode.load_images(source, 32, tmp_path / "cache"), wanted)
+    assert np.array_equal(decode.load_images(source, 32, "lungs", tmp_path / "cache"), wanted)
     assert files(tmp_path / "cache") == [path.name]
 
 
@@ -111,11 +111,11 @@ from covidlib import datasets
 from covidlib.datasets import decode
 source = datasets.Source(datasets.read_manifest({str(tmp_path / 'manifest.csv')!r}), ("a", "b"),
                          __import__("pathlib").Path({str(source.root)!r}), "toy")
-print(decode.load_images(source, 32, {str(tmp_path / 'cache')!r}).sum())
+print(decode.load_images(source, 32, "lungs", {str(tmp_path / 'cache')!r}).sum())
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=repository) for _ in range(2)]
     sums = {process.communicate()[0] for process in both}
-    assert len(sums) == 1 and int(sums.pop()) == decode.load_images(source, 32).sum(dtype=int)
+    assert len(sums) == 1 and int(sums.pop()) == decode.load_images(source, 32, "lungs").sum(dtype=int)
     assert len(files(tmp_path / "cache")) == 1
 
 
@@ -131,7 +131,7 @@ with ImageWriter({str(tmp_path / 'cache')!r}, 32, 4) as images:
     left, = (tmp_path / "cache").iterdir()
     others = left.with_name(left.name.replace(cache.DECODING, f"{cache.DECODING}another-"))
     others.touch()
-    decode.load_images(source, 32, tmp_path / "cache")
+    decode.load_images(source, 32, "lungs", tmp_path / "cache")
     assert not left.exists() and others.exists()
 
 
@@ -141,8 +141,8 @@ def test_all_unreadable_files_are_named_at_once_and_nothing_is_left(source, tmp_
     (source.root / "3.png").write_bytes(b"no picture")
     (source.root / "1.png").write_bytes((source.root / "1.png").read_bytes()[:-4000])
     (source.root / "2.png").unlink()
-    for call in (lambda: decode.decode_dataset(source, 32, tmp_path / "cache"),
-                 lambda: decode.load_images(listed, 32, tmp_path / "cache")):
+    for call in (lambda: decode.decode_dataset(source, 32, "lungs", tmp_path / "cache"),
+                 lambda: decode.load_images(listed, 32, "lungs", tmp_path / "cache")):
         with pytest.raises(datasets.DataError) as error:
             call()
         message = str(error.value)
@@ -155,31 +155,31 @@ def test_with_skip_the_rest_goes_on(source, tmp_path):
     (source.root / "3.png").write_bytes(b"")
     listed = replace(source, problems=[readers.ReadError(source.root / "9.png", "is missing", "Copy it")])
     with pytest.raises(datasets.DataError, match="2 files cannot be used"):
-        decode.decode_dataset(listed, 32, tmp_path / "cache")
-    taken, found = decode.decode_dataset(listed, 32, tmp_path / "cache", on_error="skip")
+        decode.decode_dataset(listed, 32, "lungs", tmp_path / "cache")
+    taken, found = decode.decode_dataset(listed, 32, "lungs", tmp_path / "cache", on_error="skip")
     assert taken.manifest.path.tolist() == ["2.png", "0.png", "1.png"] and len(found.facts) == 3
     assert [Path(problem.path).name for problem in taken.problems] == ["9.png", "3.png"]
     assert "2 files cannot be used and were left out: 9.png is missing; 3.png is empty" in taken.notes[-1]
-    images = decode.load_images(taken, 32, tmp_path / "cache")
+    images = decode.load_images(taken, 32, "lungs", tmp_path / "cache")
     assert len(images) == 3 and len(files(tmp_path / "cache")) == 1
-    assert np.array_equal(images[1], decode.preprocess_slice(source.root / "0.png", 0, 32))
+    assert np.array_equal(images[1], decode.preprocess_slice(source.root / "0.png", 0, 32, "lungs"))
 
 
 def test_a_class_without_a_readable_slice_is_an_error(source, tmp_path):
     for n in (0, 1):
         (source.root / f"{n}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="No usable slice of b"):
-        decode.decode_dataset(source, 32, tmp_path / "cache", on_error="skip")
+        decode.decode_dataset(source, 32, "lungs", tmp_path / "cache", on_error="skip")
 
 
 def test_many_slices_are_read_by_several_processes(source, tmp_path, pictures):
     rows = [source.manifest.assign(slice_index=k) for k in range(decode._ALONE // 4 + 1)]
     many = replace(source, manifest=pd.concat(rows, ignore_index=True))
     (source.root / "3.png").write_bytes(b"no picture")
-    taken, found = decode.decode_dataset(many, 16, tmp_path / "cache", on_error="skip")
+    taken, found = decode.decode_dataset(many, 16, "lungs", tmp_path / "cache", on_error="skip")
     assert len(taken.manifest) == len(found.facts) == 3 * len(rows) and len(taken.problems) == 1
-    images = decode.load_images(taken, 16, tmp_path / "cache")
-    assert np.array_equal(images[4], decode.preprocess_slice(source.root / "0.png", 0, 16))
+    images = decode.load_images(taken, 16, "lungs", tmp_path / "cache")
+    assert np.array_equal(images[4], decode.preprocess_slice(source.root / "0.png", 0, 16, "lungs"))
 
 
 def test_masks_of_ones_own(source, tmp_path, pictures):
@@ -187,12 +187,12 @@ def test_masks_of_ones_own(source, tmp_path, pictures):
     mask[60:120, 40:100] = 255
     Image.fromarray(mask).save(source.root / "mask.png")
     masked = replace(source, manifest=source.manifest.assign(mask=["mask.png", "", "", ""]))
-    _, found = decode.decode_dataset(masked, 32, tmp_path / "cache")
+    _, found = decode.decode_dataset(masked, 32, "lungs", tmp_path / "cache")
     assert found.facts.lung[0] == (mask > 0).mean()
     assert found.facts.lung[1] == pytest.approx(lungs.lung_mask(pictures[0]).mean())
     Image.fromarray(mask[:9]).save(source.root / "mask.png")
     with pytest.raises(datasets.DataError, match="mask.png: is a mask of .* Give the mask of"):
-        decode.decode_dataset(masked, 32, tmp_path / "cache")
+        decode.decode_dataset(masked, 32, "lungs", tmp_path / "cache")
 
 
 def test_large_sets_are_sampled_by_whole_patients(monkeypatch):
@@ -207,9 +207,9 @@ def test_large_sets_are_sampled_by_whole_patients(monkeypatch):
 
 def test_wrong_parameters(source, tmp_path):
     with pytest.raises(ValueError, match="Received: image_size=0"):
-        decode.load_images(source, 0)
+        decode.load_images(source, 0, "lungs")
     with pytest.raises(ValueError, match="Received: on_error='ignore'"):
-        decode.decode_dataset(source, 32, tmp_path, on_error="ignore")
+        decode.decode_dataset(source, 32, "lungs", tmp_path, on_error="ignore")
 
 
 LARGE = """
@@ -229,7 +229,7 @@ manifest = pd.DataFrame({"path": np.arange(count).astype(str), "label": "covid",
                          "split": "", "slice_index": 0})
 source = datasets.Source(manifest, ("covid",), sys.argv[2], "noise")
 tracemalloc.start()  # counts arrays, and not those that are mapped from files
-found = decode.decode_dataset(source, 8, sys.argv[2])[1]
+found = decode.decode_dataset(source, 8, "lungs", sys.argv[2])[1]
 peak = tracemalloc.get_traced_memory()[1]
 assert len(np.unique(found.thumbnails[:, 0, :8], axis=0)) == count
 print(peak / 2**20)

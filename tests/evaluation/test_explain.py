@@ -110,7 +110,7 @@ def test_random_weights_change_the_map_and_leave_the_network_alone(model, images
 
 
 def test_phantoms_to_explain_come_with_lesions_inside_of_lungs(tmp_path):
-    manifest, images, lesions, lungs = explain.phantoms(tmp_path, 6, 64)
+    manifest, images, lesions, lungs = explain.phantoms(tmp_path, 6, 64, "lungs")
     assert len(manifest) == 12 and set(manifest.label) == {"covid", "viral"}
     assert images.shape == lesions.shape == lungs.shape == (12, 64, 64)
     assert lesions.any(axis=(1, 2)).mean() > 0.9

@@ -106,3 +106,15 @@ def test_masked_positions_are_left_out_as_in_keras():
     mask = np.array([True, False, True])[None, :, None] & np.ones((2, 3, 3), bool)
     outputs = [keras.ops.convert_to_numpy(layer(x, training=True, mask=mask)) for layer in (theirs, ours)]
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_statistics_stay_while_scale_and_offset_learn():
+    layer = BatchNormalization()
+    x = keras.ops.convert_to_tensor(np.random.default_rng(0).normal(3, 2, (4, 5, 5, 2)).astype("float32"))
+    layer.build(x.shape)
+    layer.frozen_statistics = True
+    before = [keras.ops.convert_to_numpy(v).copy() for v in layer.non_trainable_variables]
+    np.testing.assert_allclose(layer(x, training=True), layer(x, training=False), rtol=1e-5)
+    for variable, value in zip(layer.non_trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
+    assert len(layer.trainable_variables) == 2

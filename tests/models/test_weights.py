@@ -246,3 +246,20 @@ def test_the_addresses_and_hashes_are_those_of_keras():
     addresses = {name: starting_weights.DOWNLOADS + file for name, (file, _) in starting_weights.IMAGENET.items()}
     assert addresses["resnet50"].startswith(resnet.BASE_WEIGHTS_PATH)
     assert addresses["densenet169"] == densenet.DENSENET169_WEIGHT_PATH_NO_TOP
+
+
+@pytest.mark.parametrize("name", ["own.weights.h5", "model.keras"])
+def test_a_file_says_which_stride_and_normalisation_its_weights_expect(narrow, tmp_path, name):
+    trained, path = build(None, stride="3x3", normalisation="unit"), tmp_path / name
+    randomise(trained)
+    starting_weights.save_weights(trained, path) if name.endswith(".h5") else trained.save(path)
+    again = build(path)
+    again.get_layer("logits").set_weights(trained.get_layer("logits").get_weights())
+    x = slices()
+    assert_equal(run(again, x), run(trained, x))
+    assert not np.allclose(run(build(path, stride="1x1", normalisation="caffe"), x), run(trained, x))
+
+
+def test_files_of_others_expect_what_keras_applications_do(applications, tmp_path):
+    assert starting_weights.backbone_options(applications[1]) == {}
+    assert starting_weights.backbone_options(tmp_path / "absent.h5") == starting_weights.backbone_options(None) == {}

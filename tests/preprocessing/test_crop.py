@@ -27,15 +27,15 @@ def resized(image, factor, resample=Image.Resampling.BICUBIC):
     lambda image: np.pad(image, 20, constant_values=255), lambda image: np.uint8(image * 0.7 + 30),
 ], ids=["enlarged", "reduced", "padded sideways", "padded above", "on a white page", "another window"])
 def test_the_same_body_gives_the_same_picture(slice_of, change):
-    before, lungs_before = crop.crop_to_lungs(slice_of, SIZE)
-    after, lungs_after = crop.crop_to_lungs(change(slice_of), SIZE)
+    before, lungs_before = crop.prepare(slice_of, SIZE, "lungs")
+    after, lungs_after = crop.prepare(change(slice_of), SIZE, "lungs")
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.95
     assert abs(before.mean() - after.mean()) < 12
     assert (lungs_before & lungs_after).sum() > 0.85 * (lungs_before | lungs_after).sum()
 
 
 def test_lungs_and_what_lies_between_them_fill_the_square_on_black(slice_of):
-    image, lungs = crop.crop_to_lungs(slice_of, SIZE)
+    image, lungs = crop.prepare(slice_of, SIZE, "lungs")
     assert image.shape == lungs.shape == (SIZE, SIZE) and image.dtype == np.uint8 and lungs.dtype == bool
     columns = np.flatnonzero((image > 20).any(0))
     assert columns[0] <= crop.RIM + 2 and columns[-1] >= SIZE - crop.RIM - 3
@@ -45,14 +45,14 @@ def test_lungs_and_what_lies_between_them_fill_the_square_on_black(slice_of):
 
 
 def test_larger_sizes_are_enlargements(slice_of):
-    kept, _ = crop.crop_to_lungs(slice_of, crop.ACROSS)
-    assert np.array_equal(crop.resize(kept, 160), crop.crop_to_lungs(slice_of, 160)[0])
+    kept, _ = crop.prepare(slice_of, crop.ACROSS, "lungs")
+    assert np.array_equal(crop.resize(kept, 160), crop.prepare(slice_of, 160, "lungs")[0])
 
 
 def test_a_mask_that_is_given_is_used(slice_of):
     lungs = np.zeros(slice_of.shape, bool)
     lungs[60:140, 60:100] = lungs[60:140, 120:160] = True
-    image, cropped = crop.crop_to_lungs(slice_of, SIZE, lungs)
+    image, cropped = crop.prepare(slice_of, SIZE, "lungs", lungs)
     rows, columns = np.flatnonzero(cropped.any(1)), np.flatnonzero(cropped.any(0))
     assert abs(np.ptp(columns) / np.ptp(rows) - 100 / 80) < 0.06
     assert not cropped[:, SIZE // 2 - 4 : SIZE // 2 + 4].any() and image[SIZE // 2, SIZE // 2] > 0
@@ -61,7 +61,7 @@ def test_a_mask_that_is_given_is_used(slice_of):
 def test_without_lungs_the_body_is_kept():
     y, x = np.mgrid[-64:64, -64:64]
     liver = np.uint8(220 * ((x / 55) ** 2 + (y / 40) ** 2 < 1))
-    image, lungs = crop.crop_to_lungs(liver, SIZE)
+    image, lungs = crop.prepare(liver, SIZE, "lungs")
     assert not lungs.any() and image[SIZE // 2, SIZE // 2] >= 200 and image[2, 2] == 0
 
 
@@ -70,14 +70,14 @@ def test_without_lungs_the_body_is_kept():
     np.arange(800, dtype=np.uint8).reshape(2, 400), np.random.default_rng(0).integers(0, 255, (90, 30), np.uint8),
 ], ids=["black", "white", "one pixel", "a strip", "noise"])
 def test_what_is_no_slice_is_no_error(image):
-    assert [part.shape for part in crop.crop_to_lungs(image, 32)] == [(32, 32), (32, 32)]
+    assert [part.shape for part in crop.prepare(image, 32, "lungs")] == [(32, 32), (32, 32)]
 
 
 def test_wrong_shapes_are_named(slice_of):
     with pytest.raises(ValueError, match=r"image's shape \(256, 256\)"):
-        crop.crop_to_lungs(slice_of, SIZE, np.zeros((9, 9), bool))
+        crop.prepare(slice_of, SIZE, "lungs", np.zeros((9, 9), bool))
     with pytest.raises(ValueError, match="Received: size=0"):
-        crop.crop_to_lungs(slice_of, 0)
+        crop.prepare(slice_of, 0, "lungs")
 
 
 def test_a_mask_is_cropped_as_the_picture_is(slice_of):
@@ -87,8 +87,8 @@ def test_a_mask_is_cropped_as_the_picture_is(slice_of):
     row, column = rows[len(rows) // 2], columns[len(columns) // 2]
     mask[row - 4 : row + 5, column - 4 : column + 5] = True
     marked = np.where(mask, 255, np.where(lungs, 40, slice_of)).astype(np.uint8)
-    cropped = crop.warp_mask(mask, SIZE, lungs)
-    assert cropped.any() and crop.crop_to_lungs(marked, SIZE, lungs)[0][cropped].mean() > 150
-    whole = crop.crop_to_lungs(slice_of, SIZE, lungs)[1].sum()
-    assert crop.warp_mask(lungs, SIZE, lungs).sum() == pytest.approx(whole, rel=0.02)
-    assert not crop.warp_mask(mask, SIZE, np.zeros_like(lungs)).any()
+    cropped = crop.prepare_mask(mask, SIZE, "lungs", lungs)
+    assert cropped.any() and crop.prepare(marked, SIZE, "lungs", lungs)[0][cropped].mean() > 150
+    whole = crop.prepare(slice_of, SIZE, "lungs", lungs)[1].sum()
+    assert crop.prepare_mask(lungs, SIZE, "lungs", lungs).sum() == pytest.approx(whole, rel=0.02)
+    assert not crop.prepare_mask(mask, SIZE, "lungs", np.zeros_like(lungs)).any()

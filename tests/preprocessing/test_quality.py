@@ -16,12 +16,12 @@ def hu():
 
 @pytest.fixture(scope="module")
 def usual(hu):
-    return quality.feature_ranges([crop.crop_to_lungs(readers.apply_window(one), 96)[0] for one in hu[:-1]])
+    return quality.feature_ranges([crop.prepare(readers.apply_window(one), 96, "lungs")[0] for one in hu[:-1]])
 
 
 def warnings(picture, usual=None, body_of=None):
     body, lung = lungs.segment(picture if body_of is None else body_of)
-    return " ".join(quality.slice_warnings(picture, lung, body, crop.crop_to_lungs(picture, 96, lung)[0], usual))
+    return " ".join(quality.slice_warnings(picture, lung, body, crop.prepare(picture, 96, "lungs", lung)[0], usual))
 
 
 def test_a_slice_like_the_training_data_is_not_warned_of(hu, usual):

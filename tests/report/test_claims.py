@@ -244,8 +244,8 @@ def test_an_accuracy_that_needs_no_anatomy_is_not_reproduced(tmp_path, monkeypat
     assert own.holds
     (runs_dir / "audit").mkdir()
     for margin in (-0.01, 0.01):
-        rows = [["outside the lungs", shortcuts.CROPPED, own.interval[0] + margin],
-                ["file facts", shortcuts.FILES, 0.2], ["sharpness", shortcuts.CROPPED, 0.99]]
+        rows = [["lungs blacked out", "lungs", own.interval[0] + margin],
+                ["file facts", shortcuts.FILES, 0.99], ["sharpness", "whole", 0.99]]
         pd.DataFrame(rows, columns=["baseline", "seen", "accuracy"]).assign(
             protocol=shortcuts.CROSS_VALIDATION).to_csv(runs_dir / "audit" / "shortcuts.csv", index=False)
         if margin < 0:

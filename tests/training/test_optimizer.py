@@ -33,3 +33,18 @@ def test_the_kernel_is_what_runs(monkeypatch):
     trained(AdamW)
     with pytest.raises(AssertionError):
         trained(AdamW, amsgrad=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}], ids=["kernel", "Keras's own"])
+def test_variables_with_a_factor_learn_at_another_rate(options):
+    keras.utils.set_random_seed(0)
+    moved = {}
+    for factor in (1.0, 0.1):
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, "softmax")])
+        before = model.get_weights()[0]
+        optimizer = AdamW(0.01, weight_decay=0.0, **options)
+        optimizer.factors = {model.layers[0].kernel.path: factor}
+        model.compile(optimizer, "categorical_crossentropy")
+        model.train_on_batch(np.ones((8, 6)), np.eye(3)[[0] * 8])
+        moved[factor] = np.abs(model.get_weights()[0] - before).mean()
+    assert moved[0.1] == pytest.approx(0.1 * moved[1.0], rel=1e-3)

@@ -41,17 +41,17 @@ def made(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            pretraining.make(SIZE, home, slices=SLICES, epochs=2, precision="float32")
-    assert not pretraining.path(SIZE, home).exists()
+            pretraining.make(SIZE, "lungs", home, slices=SLICES, epochs=2, precision="float32")
+    assert not pretraining.path(SIZE, "lungs", home).exists()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        path = pretraining.make(SIZE, home, slices=SLICES, epochs=2, precision="float32")
+        path = pretraining.make(SIZE, "lungs", home, slices=SLICES, epochs=2, precision="float32")
     return path, printed.getvalue()
 
 
 def test_the_name_depends_on_size_and_settings(home, monkeypatch):
-    names = {pretraining.path(64, home), pretraining.path(96, home)}
+    names = {pretraining.path(64, "lungs", home), pretraining.path(96, "lungs", home)}
     monkeypatch.setattr(pretraining, "EPOCHS", 3)
-    assert len(names | {pretraining.path(64, home)}) == 3
+    assert len(names | {pretraining.path(64, "lungs", home)}) == 3
 
 
 def test_maps_come_from_the_ends_of_stages():
@@ -59,7 +59,7 @@ def test_maps_come_from_the_ends_of_stages():
 
 
 def test_lesions_lie_where_the_network_sees_them(home):
-    source, images, lesions = pretraining.load(home, 64, SLICES)
+    source, images, lesions = pretraining.load(home, 64, "lungs", SLICES)
     assert images.shape == lesions.shape == (30, 64, 64)
     kinds = source.manifest.label.map({"covid": 1, "viral": 2, "normal": 0})
     for kind, image, lesion in zip(kinds, images, lesions, strict=True):
@@ -109,10 +109,11 @@ def test_interrupted_it_goes_on_and_made_it_is_not_made_again(made, home):
     path, printed = made
     assert "epoch 2 of 2" in printed and "epoch 1 of 2" not in printed
     stamp = path.stat().st_mtime_ns
-    assert pretraining.make(SIZE, home).stat().st_mtime_ns == stamp
+    assert pretraining.make(SIZE, "lungs", home).stat().st_mtime_ns == stamp
 
 
 def test_phantom_means_that_file(home, monkeypatch):
-    monkeypatch.setattr(pretraining, "make", lambda image_size: home / f"phantom-{image_size}.weights.h5")
-    assert pretraining.resolve("phantom", 96).name == "phantom-96.weights.h5"
-    assert pretraining.resolve("some/where.h5", 96) == "some/where.h5" and pretraining.resolve(None, 96) is None
+    monkeypatch.setattr(pretraining, "make", lambda size, preparation: home / f"phantom-{preparation}-{size}.h5")
+    assert pretraining.resolve("phantom", 96, "lungs").name == "phantom-lungs-96.h5"
+    for given in ("some/where.h5", None):
+        assert pretraining.resolve(given, 96, "lungs") == given

@@ -52,7 +52,8 @@ def run_tiny(folder, **changes):
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path, repository, bound):
     home = tmp_path / "home"
-    source, _ = decode.decode_dataset(datasets.load("phantom", tmp_path / "data", [6, 6, 6]), SIZE, home / "cache")
+    source = datasets.load("phantom", tmp_path / "data", [6, 6, 6])
+    source, _ = decode.decode_dataset(source, SIZE, "whole", home / "cache")
     datasets.save(datasets.replace(source, manifest=splits.assign(source.manifest, 0)[0]), home)
     (home / "improved").mkdir()
     (home / "improved").chmod(0o555)
