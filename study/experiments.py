@@ -110,7 +110,7 @@ def run(job, data_root):
 
 def _kept(manifest, job):
     """bool: the rows that are used; without the test part in a pilot, and with a share of the training groups."""
-    kept = (manifest.split != "test").to_numpy() if job.recipe else np.ones(len(manifest), bool)
+    kept = np.array(manifest.split != "test") if job.recipe else np.ones(len(manifest), bool)
     training = manifest[manifest.split == "train"]
     groups = datasets.patient_or_file(training)
     order = np.random.default_rng(job.seed).permutation(groups.unique())
