@@ -3,6 +3,7 @@ PROFILE ?= quick
 DATASET ?= phantom
 DATA_ROOT ?=
 WEIGHTS ?=
+PREPARATION ?= whole
 ON_ERROR ?= raise
 JOBS ?= 2
 CLUSTER ?=
@@ -16,7 +17,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
 	@echo "PROFILE=smoke|quick|study|paper DATASET=phantom|folder|ucsd-covid-ct|... (DATA_CARD.md)"
 	@echo "DATA_ROOT=folder of the data set  ON_ERROR=raise|skip files that cannot be used"
-	@echo "WEIGHTS=none|imagenet|phantom|path  JOBS=notebooks at the same time  CLUSTER=slurm|kubernetes (docs/cluster.md)"
+	@echo "PREPARATION=whole|lungs  WEIGHTS=none|imagenet|ct|phantom|path  JOBS=notebooks at the same time  CLUSTER=slurm|kubernetes (docs/cluster.md)"
 
 env: .venv/.complete ## make .venv from requirements.lock
 
@@ -30,7 +31,8 @@ env: .venv/.complete ## make .venv from requirements.lock
 
 reproduce: env ## run a profile to its report and print the claims table
 	@$(BIN)/python workflow/reproduce.py --profile $(call quoted,PROFILE) --dataset $(call quoted,DATASET) \
-	  --data-root $(call quoted,DATA_ROOT) --weights $(call quoted,WEIGHTS) --on-error $(call quoted,ON_ERROR) \
+	  --data-root $(call quoted,DATA_ROOT) --preparation $(call quoted,PREPARATION) \
+	  --weights $(call quoted,WEIGHTS) --on-error $(call quoted,ON_ERROR) \
 	  --jobs $(call quoted,JOBS) $(if $(value CLUSTER),--cluster $(call quoted,CLUSTER))
 
 study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; a day

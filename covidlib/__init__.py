@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # TensorFlow reads these once, when it is imported. Its start-up lines would stand in every notebook, and it leaves
 # oneDNN off on processors without AVX-512, where a training step then takes two to three times as long.

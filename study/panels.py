@@ -68,7 +68,7 @@ def _baseline_rows(first, baselines):
     if first.protocol != results.SPLIT or rows.empty:
         rows = own[own.protocol == shortcuts.CROSS_VALIDATION]
     rows = rows[rows.baseline.isin(["majority class", "file facts"])
-                | (rows.baseline.eq("outside the lungs") & rows.seen.eq(shortcuts.CROPPED))]
+                | (rows.baseline.eq("outside the lungs") & rows.seen.eq("cropped to the lungs"))]
     orange = sns.color_palette("colorblind")[1]
     return [(row.baseline, row.accuracy, row.low, row.high, orange) for row in rows.itertuples()]
 

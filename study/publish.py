@@ -85,22 +85,26 @@ def _write_csv(path, table, **options):
 
 
 def ledger(folder=HOME):
-    """The claims on the sets of the study: those that need no images once, the others for every set."""
+    """(rows, missing) of the claims on the sets of the study: those that need no images once, the others for every set.
+
+    missing: see claims.check, of the claims that no set answers.
+    """
     homes = sorted(path.parent for path in Path(folder, "runs").glob(f"*/{PROFILE}/dataset.json"))
     homes.sort(key=lambda path: path.parent.name != "ucsd-covid-ct")
     if not homes:
         raise FileNotFoundError(f"{folder} holds no runs/<dataset>/{PROFILE}: make reproduce PROFILE={PROFILE} first")
-    first, *others = [claims.check(home) for home in homes]
-    more = [row for rows in others for row in rows if row["dataset"]]
-    order = {row["id"]: place for place, row in enumerate(first)}
-    return sorted([*first, *more], key=lambda row: order[row["id"]])
+    (first, missing), *others = [claims.check(home) for home in homes]
+    rows = [*first, *(row for more, _ in others for row in more if row["dataset"])]
+    order = {claim.id: place for place, claim in enumerate(claims.CLAIMS)}
+    rows.sort(key=lambda row: order[row["id"]])
+    return rows, {name: reason for name, reason in missing.items() if name not in {row["id"] for row in rows}}
 
 
 def build(folder=HOME, pages=True):
     """Compute tables, figures and the ledger in `folder`; with `pages` also those of README.md and MODEL_CARD.md."""
-    rows = ledger(folder)
+    rows, missing = ledger(folder)
     tables = results.write(folder)
-    claims.write(rows, folder)
+    claims.write(rows, missing, folder)
     figures.style()
     for name, figure in panels.draw(tables, results.find(folder)).items():
         figures.save(figure, Path(folder, "figures"), name)
@@ -132,7 +136,7 @@ def page(tables, rows, findings=""):
         "# What the study found",
         "Written by `make publish` from the small files in `runs/`; anyone gets every figure again by "
         "`.venv/bin/python -m study.publish --runs none`, without images and without training. Asked and laid down "
-        "beforehand: [PROTOCOL.md](PROTOCOL.md); pilots: [pilots.csv](pilots.csv); every claim of the paper: "
+        "beforehand: [PROTOCOL_FIRST_STUDY.md](PROTOCOL_FIRST_STUDY.md); pilots: [pilots.csv](pilots.csv); every claim of the paper: "
         f"[claims.md](claims.md) ({verdicts}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
         "Research software, not for diagnosis.", *([findings] if findings else []),
         "## Is it better than ResNet50?", _markdown(tables["differences"], (

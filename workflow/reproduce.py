@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from covidlib.datasets import NAMES
+from covidlib.preprocessing.crop import PREPARATIONS
 from covidlib.utils.files import require_writable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,9 @@ def main():
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--dataset", choices=NAMES, default="phantom")
     parser.add_argument("--data-root", default="", help="the set's own folder; phantoms are made where it is left out")
-    parser.add_argument("--weights", default="", help="none, imagenet, phantom, or a path, for runs in a folder of "
+    parser.add_argument("--preparation", choices=PREPARATIONS, default="whole", help="what a network sees of a slice: "
+                        "all of it, or the lungs alone, for runs in a folder of their own, <profile>-lungs")
+    parser.add_argument("--weights", default="", help="none, imagenet, ct, phantom, or a path, for runs in a folder of "
                         "their own, <profile>-<weights>; the profile's where it is left out")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise",
                         help="skip: go on without files that cannot be used")
@@ -43,9 +46,10 @@ def main():
     if options.cluster and not importlib.util.find_spec(f"snakemake_executor_plugin_{options.cluster}"):
         parser.error(f"cluster {options.cluster} needs its executor: python -m pip install -e '.[cluster]'")
 
-    profile = "-".join([options.profile, *([_named(options.weights)] if options.weights else [])])
+    profile = "-".join([options.profile, *["lungs"] * (options.preparation == "lungs"),
+                        *([_named(options.weights)] if options.weights else [])])
     given = {"profile": profile, "dataset": options.dataset, "data_root": options.data_root,
-             "on_error": options.on_error} | ({"start": options.weights} if options.weights else {})
+             "on_error": options.on_error, "preparation": options.preparation} | ({"start": options.weights} if options.weights else {})
     place = ROOT / ".snakemake"
     try:
         for folder in (place, ROOT / "runs" / options.dataset / profile, ROOT / "reports" / options.dataset / profile):

@@ -21,8 +21,8 @@ from covidlib.report.checks import Evidence, Finding, Missing
 from covidlib.training import runs
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
-INCONSISTENT, UNTESTABLE = "inconsistent in the paper", "not testable here"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONSISTENT, UNTESTABLE, MECHANICS)
+INCONSISTENT = "inconsistent in the paper"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, checks.INCONCLUSIVE, checks.NOT_COMPARABLE, INCONSISTENT, MECHANICS)
 ON_IMAGES = ("accuracy", "difference", "plateau", "training_time")  # checks that need labelled slices
 # check: a function of `checks` and its arguments, or empty where `reading` is what reading the paper shows;
 # otherwise: the verdict where the statement does not hold, if it is not the usual one
@@ -30,33 +30,35 @@ CLAIMS = tuple(pd.read_csv(Path(__file__).with_name("claims.csv"), dtype=str, ke
     index=False, name="Claim"))
 
 
-def check(runs_dir, only=None) -> list[dict]:
-    """The ledger for the artifacts in `runs_dir`, as plain data. only: the id of a single row.
+def check(runs_dir, only=None) -> tuple[list[dict], dict[str, str]]:
+    """(the ledger for the artifacts in `runs_dir` as plain data, the other claims: id -> what is missing for them).
 
-    Raises ValueError for an id that is not in the ledger.
+    only: the id of a single claim. Raises ValueError for an id that is not in the ledger.
     """
     chosen = [claim for claim in CLAIMS if only in (None, claim.id)]
     if not chosen:
         raise ValueError(f"no such claim; known are {', '.join(claim.id for claim in CLAIMS)}. Received: id={only!r}")
-    evidence = Evidence(runs_dir)
-    return [_row(claim, evidence) for claim in chosen]
+    evidence, rows, missing = Evidence(runs_dir), [], {}
+    for claim in chosen:
+        try:
+            rows.append(_row(claim, evidence))
+        except Missing as reason:
+            missing[claim.id] = str(reason)
+    return rows, missing
 
 
 def _row(claim, evidence) -> dict:
     if claim.reading:
-        how, finding = "reading of the paper", Finding(False if claim.otherwise else None, claim.reading)
+        how = "reading of the paper"
+        finding = Finding(False if claim.otherwise else checks.NOT_COMPARABLE, claim.reading)
     else:
         name, *arguments = claim.check.split()
         measure = getattr(checks, name)
         how = measure.__doc__.split("\n")[0]
-        try:
-            finding = measure(evidence, *arguments)
-        except Missing as reason:
-            finding = reason
-    dataset = evidence.dataset if needs_images(claim) else None
-    interval = getattr(finding, "interval", None)
+        finding = measure(evidence, *arguments)
+    dataset, interval = evidence.dataset if needs_images(claim) else None, finding.interval
     return {"id": claim.id, "section": claim.section, "statement": claim.statement, "paper_value": claim.paper_value,
-            "check": how, "measured": str(finding) if isinstance(finding, Missing) else finding.measured,
+            "check": how, "measured": finding.measured,
             "interval": list(interval) if interval and all(map(math.isfinite, interval)) else None,
             "dataset": dataset, "command": _command(claim, evidence), "verdict": verdict(claim, finding, dataset)}
 
@@ -72,22 +74,23 @@ def _command(claim, evidence) -> str:
     if not claim.check.startswith((*ON_IMAGES, "fps ", "faster ")):
         return f".venv/bin/python -m covidlib.report.claims --check {claim.id}"
     name = evidence.dataset or "phantom"
-    profile, _, weights = evidence.folder.resolve().name.partition("-")  # see workflow/reproduce.py
+    profile, *start = evidence.folder.resolve().name.split("-")  # see workflow/reproduce.py
+    lungs, weights = start[:1] == ["lungs"], "-".join(start[start[:1] == ["lungs"]:])
     return (f"make reproduce PROFILE={profile} DATASET={name}" + " DATA_ROOT=<its folder>" * (name != "phantom")
-            + (f" WEIGHTS={weights}" if weights else ""))
+            + " PREPARATION=lungs" * lungs + f" WEIGHTS={weights}" * bool(weights))
 
 
 def verdict(claim, finding, dataset) -> str:
     """One of VERDICTS. What was measured on synthetic slices is never more than `mechanics only`."""
-    if isinstance(finding, Missing):
-        return UNTESTABLE
     if needs_images(claim) and dataset in (None, "phantom"):
         return MECHANICS
-    return UNTESTABLE if finding.holds is None else REPRODUCED if finding.holds else claim.otherwise or NOT_REPRODUCED
+    if isinstance(finding.holds, str):
+        return finding.holds
+    return REPRODUCED if finding.holds else claim.otherwise or NOT_REPRODUCED
 
 
-def write(rows, folder) -> None:
-    """Write `claims.json` (a list) and `claims.md` (a table) into `folder`."""
+def write(rows, missing, folder) -> None:
+    """Write `claims.json` (the rows) and `claims.md` (their table, and what is `missing`) into `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_json(folder / "claims.json", rows)
@@ -96,6 +99,8 @@ def write(rows, folder) -> None:
         where = f"{row['dataset']}: " if row["dataset"] else ""
         cells = (row["section"], row["statement"], row["paper_value"], where + measured(row), row["verdict"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    if missing:
+        lines += ["", "Not measured here:", "", *(f"- {name}: {reason}" for name, reason in missing.items())]
     (folder / "claims.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
@@ -136,7 +141,8 @@ def main(arguments=None) -> int:
               "report, for example reports/phantom/quick", file=sys.stderr)
         return 2
     try:
-        print(table(check(options.folder, options.check) if options.check else runs.read_json(saved)))
+        rows, missing = check(options.folder, options.check) if options.check else (runs.read_json(saved), {})
+        print(table(rows) if rows else "\n".join(f"{name}: {reason}" for name, reason in missing.items()))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -41,7 +41,7 @@ def report(tmp_path_factory):
     history = pd.read_csv(runs_dir / "improved" / "seed-0" / "history.csv")
     figures.save(figures.figure4_curves(history), folder / "figures", "figure4_curves")
     notebook(folder / "notebooks", "02_model", [new_markdown_cell("# Model\n\n$x_1$")])
-    claims.write(claims.check(runs_dir), folder)
+    claims.write(*claims.check(runs_dir), folder)
     html.build(runs_dir, folder)
     return folder
 
