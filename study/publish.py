@@ -136,8 +136,8 @@ def page(tables, rows, findings=""):
         "# What the study found",
         "Written by `make publish` from the small files in `runs/`; anyone gets every figure again by "
         "`.venv/bin/python -m study.publish --runs none`, without images and without training. Asked and laid down "
-        "beforehand: [PROTOCOL_FIRST_STUDY.md](PROTOCOL_FIRST_STUDY.md); pilots: [pilots.csv](pilots.csv); every claim of the paper: "
-        f"[claims.md](claims.md) ({verdicts}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
+        "beforehand: [PROTOCOL_FIRST_STUDY.md](PROTOCOL_FIRST_STUDY.md); pilots: [pilots.csv](pilots.csv); every claim "
+        f"of the paper: [claims.md](claims.md) ({verdicts}); CLAIM and TRIPOD+AI: [CHECKLIST.md](CHECKLIST.md). "
         "Research software, not for diagnosis.", *([findings] if findings else []),
         "## Is it better than ResNet50?", _markdown(tables["differences"], (
             "dataset", "profile", "protocol", "tested_on", "variant", "evidence_level", "seeds", "folds", "n",

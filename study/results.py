@@ -1,4 +1,4 @@
-"""The study's tables, from predictions alone; reports/published/PROTOCOL_FIRST_STUDY.md gives the questions and the reasons.
+"""The first study's tables, from predictions alone; questions: reports/published/PROTOCOL_FIRST_STUDY.md.
 
 Runs lie in `<folder>/runs/<dataset>/<profile>/<variant>/seed-<k>[-fold-<i>]/`. Those of one variant under one protocol
 are a ResultGroup: the split's test part, the test parts of all folds pooled (each slice once a seed), or all slices of

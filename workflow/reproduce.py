@@ -49,7 +49,8 @@ def main():
     profile = "-".join([options.profile, *["lungs"] * (options.preparation == "lungs"),
                         *([_named(options.weights)] if options.weights else [])])
     given = {"profile": profile, "dataset": options.dataset, "data_root": options.data_root,
-             "on_error": options.on_error, "preparation": options.preparation} | ({"start": options.weights} if options.weights else {})
+             "on_error": options.on_error, "preparation": options.preparation}
+    given |= {"start": options.weights} if options.weights else {}
     place = ROOT / ".snakemake"
     try:
         for folder in (place, ROOT / "runs" / options.dataset / profile, ROOT / "reports" / options.dataset / profile):

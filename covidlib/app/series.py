@@ -8,7 +8,7 @@ import pandas as pd
 
 from covidlib import readers
 from covidlib.predict import predict
-from covidlib.preprocessing import crop, lungs
+from covidlib.preprocessing import crop, lungs, quality
 from covidlib.utils import provenance
 
 
@@ -51,22 +51,22 @@ def _input(network):
 def _prepared(scan, index, inputs):
     """({input: the slice as prepared for it}, whether a lung was found). Raises ReadError or OSError."""
     picture = scan.picture(index)
-    lung = lungs.lung_mask(picture)
-    return {given: crop.prepare(picture, *given, lung)[0] for given in inputs}, bool(lung.any())
+    body, lung = lungs.segment(picture)
+    return {given: crop.prepare(picture, *given, lung)[0] for given in inputs}, quality.shows_lung(lung, body)
 
 
 def summarise(slices, scores, networks):
     """(table, means, number of slices used) of what `classify` returns; slices with the last network's suspicion first.
 
     table: slice, name, predicted, suspicion, p_<class>... of the last network, p_<class> (<variant>)... of the others;
-    suspicion: probability of all classes but the last, `normal` or `non_covid`. means: variant -> mean probabilities
+    suspicion: see predict.suspicion. means: variant -> mean probabilities
     over the slices with lung.
     """
     used, main = predict.with_lung(slices).index, networks[-1]
     means = {variant: own[used].mean(axis=0) for variant, own in scores.items()}
     table = slices[["slice", "name"]].assign(
         predicted=[main.classes[k] for k in scores[main.variant].argmax(axis=1)],
-        suspicion=1 - scores[main.variant][:, -1])
+        suspicion=predict.suspicion(scores[main.variant], main.classes))
     for network in (main, *networks[:-1]):
         suffix = "" if network is main else f" ({network.variant})"
         table[[f"p_{name}{suffix}" for name in network.classes]] = scores[network.variant]

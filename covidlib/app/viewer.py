@@ -283,7 +283,7 @@ class Viewer:
         self.patient.value = render("means", means=means, used=used, left_out=len(slices) - used, classes=main.classes,
                                     variant=main.variant)
         self.suspicious.options = [
-            (f"slice {row['slice']}: {row['predicted']}, {row['suspicion']:.2f} not {main.classes[-1]} ({row['name']})",
+            (f"slice {row['slice']}: {row['predicted']}, {row['suspicion']:.2f} ({row['name']})",
              row["slice"]) for row in table.head(MAX_LISTED).to_dict("records")]
         set_visible(True, self.suspicious, self.save_table)
 

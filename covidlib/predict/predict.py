@@ -25,6 +25,7 @@ from covidlib.speed import export
 from covidlib.training import runs
 from covidlib.utils.files import write_atomically
 
+HEALTHY = ("normal", "non_covid")  # classes without the disease that is looked for
 NOTICE = "Research software, not for diagnosis."
 
 
@@ -84,7 +85,8 @@ def weights_file(model_path):
 def find_slices(input_path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All slices of a file or folder, `(path, patient, slice_index)`, and `(path, error)` of unusable files.
 
-    Only headers are read. Paths are relative to the folder; the patient is the folder of a file. Volumes and series
+    Only headers are read. Paths are relative to the folder; the patient is the folder of a file, or, of several scans
+    that lie in no folder of their own, the scan. Volumes and series
     have a row per slice, from the feet up, as in scans.find; of a series that is turned to axial, the path is its first
     file's. Links that lead out of the folder are errors: nobody may want their targets on a sheet.
     """
@@ -110,12 +112,13 @@ def _find(input_path):
         found, problems = scans.find(top) if top.is_dir() else ([scans.of_file(top)], [])
     except readers.ReadError as error:
         found, problems = [], [error]
+    loose = sum(Path(scan.slices[0][0]).parent == root for scan in found)
     slices = []
     for scan in found:
         for number, (file, index) in enumerate(scan.slices):
             name = Path(file).relative_to(root)
-            slices.append((scan, number, {"path": name.as_posix(), "patient": name.parent.as_posix(),
-                                          "slice_index": index}))
+            patient = name.parent if name.parent != Path(".") or loose == 1 else Path(scan.slices[0][0]).name
+            slices.append((scan, number, {"path": name.as_posix(), "patient": str(patient), "slice_index": index}))
     return slices, [_error(Path(problem.path).relative_to(root).as_posix(), problem) for problem in problems]
 
 
@@ -131,7 +134,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     """Classify every slice of `input_path`; write `predictions.csv`, `patients.csv`, `errors.csv` and `sheet.html`.
 
     Returns the predictions: `path, patient, slice_index, predicted, p_<class>..., lung, quality_warnings`.
-    Probabilities are calibrated by the temperature of `model_facts`; lung: whether one was found. Files that cannot be
+    Probabilities are calibrated by the temperature of `model_facts`; lung: see quality.shows_lung. Files that cannot be
     read are listed in `errors.csv`. Raises ValueError where no file can be read.
     """
     from tqdm.auto import tqdm
@@ -139,7 +142,7 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     model, classes = load(model_path)
     facts, size = model_facts(model_path), model.input_shape[1]
     slices, errors = _find(input_path)
-    rows, most_suspicious = [], {}
+    rows, places = [], {(row["path"], row["slice_index"]): (scan, number) for scan, number, row in slices}
     for start in tqdm(range(0, len(slices), batch_size), desc="slices", disable=None):
         batch, next_scan = slices[start:start + batch_size], [scan for scan, *_ in slices[start + batch_size:][:1]]
         own, images = _prepare(batch, size, facts, errors)
@@ -148,11 +151,9 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
                 scan.forget()
         if not images:
             continue
-        for row, image, p in zip(own, images, _probabilities(model, np.stack(images), facts.temperature), strict=True):
+        for row, p in zip(own, _probabilities(model, np.stack(images), facts.temperature), strict=True):
             rows.append(row | {"predicted": classes[int(p.argmax())]}
                         | {f"p_{name}": round(float(value), 6) for name, value in zip(classes, p, strict=True)})
-            if 1 - p[-1] > most_suspicious.get(row["patient"], (-1, None))[0]:
-                most_suspicious[row["patient"]] = 1 - p[-1], image
     if not rows:
         raise ValueError(f"no readable slice among {len(errors)} files. Received: input_path={input_path}. "
                          f"First error: {errors[0]['error'] if errors else 'the folder is empty'}")
@@ -160,8 +161,14 @@ def predict(model_path, input_path, output_dir, batch_size: int = 16) -> pd.Data
     last = ["lung", "quality_warnings"]
     predictions = predictions[[*predictions.columns.drop(last), *last]]
     patients = by_patient(predictions, classes)
-    sheet = _sheet(patients, errors, {patient: image for patient, (_, image) in most_suspicious.items()},
-                   model.name, facts, dict.fromkeys(note for scan, _, _ in slices for note in scan.notes))
+    shown = {}
+    for patient, own in predictions.groupby("patient"):
+        row = most_suspicious(own, classes)
+        scan, number = places[row["path"], row["slice_index"]]
+        shown[patient] = crop.prepare(scan.picture(number), size, facts.preparation)[0]
+        scan.forget()
+    notes = dict.fromkeys(note for scan, _, _ in slices for note in scan.notes)
+    sheet = _sheet(patients, errors, shown, model.name, facts, notes)
     for name, table in (("errors", _table(errors)), ("patients", patients), ("predictions", predictions)):
         write_atomically(Path(output_dir, f"{name}.csv"), table.to_csv(index=False))
     write_atomically(Path(output_dir, "sheet.html"), sheet)
@@ -182,7 +189,7 @@ def _prepare(batch, size, facts, errors):
         images.append(crop.prepare(picture, size, facts.preparation, lung)[0])
         warnings = [*scan.quality_warnings(number), *quality.slice_warnings(picture, lung, body, images[-1],
                                                                                    facts.typical)]
-        rows.append(row | {"lung": bool(lung.any()), "quality_warnings": " ".join(warnings)})
+        rows.append(row | {"lung": quality.shows_lung(lung, body), "quality_warnings": " ".join(warnings)})
     return rows, images
 
 
@@ -200,18 +207,35 @@ def with_lung(table):
     return table[table["lung"]] if table["lung"].any() else table
 
 
+def suspicion(scores, classes):
+    """What makes a slice worth a look, float (N,) of scores (N, classes): the probability of anything but `normal`.
+
+    `non_covid` likewise; where neither is a class, the probability of the class that the mean of all slices predicts.
+    """
+    for name in HEALTHY:
+        if name in classes:
+            return 1 - scores[:, classes.index(name)]
+    return scores[:, scores.mean(axis=0).argmax()]
+
+
+def most_suspicious(own, classes):
+    """The row of a patient's predictions with the largest `suspicion`, among those `with_lung`."""
+    used = with_lung(own)
+    return used.iloc[suspicion(used[[f"p_{name}" for name in classes]].to_numpy(), tuple(classes)).argmax()]
+
+
 def by_patient(predictions: pd.DataFrame, classes) -> pd.DataFrame:
     """Mean probabilities over each patient's slices `with_lung`, and the class of the largest mean.
 
     Columns: `patient, slices, used, slices_with_warnings, predicted, p_<class>..., suspicious`; suspicious: the slice
-    (path, number) with the smallest probability of the last class, `normal` or `non_covid`.
+    (path, number) that is `most_suspicious`.
     """
     columns = [f"p_{name}" for name in classes]
     rows = []
     for patient, own in predictions.groupby("patient"):
         used = with_lung(own)
         mean = used[columns].mean()
-        worst = own.loc[own[columns[-1]].idxmin()]
+        worst = most_suspicious(own, classes)
         rows.append({"patient": patient, "slices": len(own), "used": len(used),
                      "slices_with_warnings": int(own["quality_warnings"].ne("").sum()),
                      "predicted": classes[int(mean.to_numpy().argmax())],

@@ -60,6 +60,11 @@ def colour_warnings(path):
             ] if coloured > 0.005 else []
 
 
+def shows_lung(lungs, body):
+    """Whether enough lung is in view for an answer; lungs, body: bool (H, W) of lungs.segment."""
+    return bool(body.any() and lungs.sum() >= LEAST_LUNG * body.sum())
+
+
 def slice_warnings(picture, lungs, body, prepared, usual=None):
     """Warnings about a slice: a list of sentences, the gravest first.
 
@@ -69,7 +74,7 @@ def slice_warnings(picture, lungs, body, prepared, usual=None):
     found = []
     if not body.any():
         found.append("no body is found in it: is it a CT slice?")
-    elif lungs.sum() < LEAST_LUNG * body.sum():
+    elif not shows_lung(lungs, body):
         found.append("no lungs are in view, or they are too dense to be found.")
     else:
         rest = picture[body & ~lungs]

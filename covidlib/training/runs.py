@@ -105,7 +105,7 @@ class Run:
 
 def preparation(run_dir):
     """How the slices of a run were prepared. ValueError where it was trained before preparations had names."""
-    found = read_json(Path(run_dir, "run.json"))["parameters"].get("preparation")
+    found = read_json(Path(run_dir, "run.json")).get("parameters", {}).get("preparation")
     if found is None:
         raise ValueError(f"{run_dir} is of a version of covidlib that did not say how slices are prepared: train the "
                          "network again with notebook 03_training")

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 import zipfile
 
 import keras
@@ -17,7 +18,7 @@ COLUMNS = [f"p_{name}" for name in CLASSES]
 
 
 def write_names(folder):
-    (folder / "run.json").write_text(json.dumps({"classes": CLASSES}))
+    (folder / "run.json").write_text(json.dumps({"classes": CLASSES, "parameters": {"preparation": "lungs"}}))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,8 @@ def test_probabilities_and_warnings_are_those_of_the_run(model_path, scans, tmp_
     (run / "model.keras").write_bytes(model_path.read_bytes())
     (run / "history.csv").write_text("epoch,loss\n1,1.0\n")
     (run / "run.json").write_text(json.dumps({"classes": CLASSES, "model": {"weights_sha256": "0"},
-                                              "parameters": {"image_size": 32, "dataset": "phantom"}}))
+                                              "parameters": {"image_size": 32, "dataset": "phantom",
+                                                             "preparation": "lungs"}}))
     certain = pd.DataFrame([[f"{k}.png", f"p{k}", "val", name, *np.where(np.arange(3) == (k + (k > 6)) % 3, 0.9, 0.05)]
                             for k, name in enumerate(CLASSES * 4)],
                            columns=["path", "patient", "split", "label", *COLUMNS])  # 0.9 each, half of them wrong
@@ -106,6 +108,31 @@ def test_slices_without_lung_are_left_out_where_there_are_others():
     assert list(patients.loc["a", ["slices", "used", "slices_with_warnings", "predicted"]]) == [2, 1, 1, "covid"]
     assert patients.loc["a", "p_covid"] == 0.9 and patients.loc["a", "suspicious"] == "a/1.png, slice 1"
     assert list(patients.loc["b", ["slices", "used", "predicted"]]) == [1, 1, "normal"]
+
+
+def test_what_is_suspicious_does_not_hang_on_the_order_of_the_classes():
+    scores = np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
+    assert predict.suspicion(scores, ("normal", "covid")).argmax() == 1
+    assert predict.suspicion(scores, ("covid", "normal")).argmax() == 0
+    assert predict.suspicion(scores, ("healthy", "pneumonia")).argmax() == 0  # the mean predicts healthy
+    assert predict.suspicion(1 - scores, ("healthy", "pneumonia")).argmax() == 0
+
+
+def test_loose_volumes_are_patients_of_their_own(tmp_path, shared_data):
+    volumes = sorted((shared_data / "fixtures/nifti").rglob("*.nii*"))
+    for file in volumes:
+        shutil.copy(file, tmp_path)
+    slices, _ = predict.find_slices(tmp_path)
+    assert set(slices["patient"]) == {file.name for file in volumes} and len(volumes) > 1
+    assert set(predict.find_slices(tmp_path / volumes[0].name)[0]["patient"]) == {"."}
+
+
+def test_an_earlier_run_says_what_to_do(model_path, scans, tmp_path):
+    (tmp_path / "model.keras").write_bytes(model_path.read_bytes())
+    (tmp_path / "run.json").write_text(json.dumps({"classes": CLASSES, "parameters": {"image_size": 32}}))
+    with pytest.raises(ValueError, match="did not say how slices are prepared: train the network again"):
+        predict.predict(tmp_path / "model.keras", scans, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_prediction_is_the_models_own_exported_or_not(model_path, scans, tmp_path):
