@@ -10,23 +10,32 @@ MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 SLICE = ["path", "slice_index"]
 
 
-def average_correct(tables, classes):
+def average_correct(tables, classes, seeds=None):
     """DataFrame by path and slice: correct (share of the predictions that are right), patient, label, predictions.
 
-    tables: predictions of several trainings (seeds, folds), see `metrics`.
+    tables: predictions of several trainings (seeds, folds), see `metrics`; seeds: that of each, for a column
+    "seed <k>" of `correct` for every seed that predicted all slices.
     """
     parts = [table.assign(correct=metrics.correct(table, classes).astype(float)) for table in tables]
-    return pd.concat(parts).groupby(SLICE).agg(correct=("correct", "mean"), patient=("patient", "first"),
-                                               label=("label", "first"), predictions=("correct", "size"))
+    found = pd.concat(parts).groupby(SLICE).agg(correct=("correct", "mean"), patient=("patient", "first"),
+                                                label=("label", "first"), predictions=("correct", "size"))
+    if seeds is None:
+        return found
+    own = pd.concat([part.assign(seed=f"seed {seed}") for part, seed in zip(parts, seeds, strict=True)])
+    return found.join(own.pivot_table("correct", SLICE, "seed").dropna(axis="columns"))
 
 
 def paired_difference(own, reference, seed=0):
-    """`own` on the slices that two `average_correct` tables share, and `statistics.paired_difference` there or None."""
+    """`own` on the slices that two `average_correct` tables share, and `statistics.paired_difference` there or None.
+
+    It is over the seeds that both have; over the means where there is none.
+    """
     shared = own.index.intersection(reference.index).sort_values()
     own, reference = own.loc[shared], reference.loc[shared]
     if own.empty:
         return own, None
-    return own, statistics.paired_difference(own["correct"], reference["correct"], own["patient"], seed)
+    columns = [name for name in own if name.startswith("seed ") and name in reference] or ["correct"]
+    return own, statistics.paired_difference(own[columns], reference[columns], own["patient"], seed)
 
 
 def table(runs, split="test", seed=0):
@@ -37,8 +46,8 @@ def table(runs, split="test", seed=0):
     difference_low and difference_high: accuracy minus the baseline's with a paired 95 % interval; p_bootstrap, and
     p_holm, adjusted for the variants compared; parameters (of the network), seconds (mean of the training).
 
-    Intervals resample patients, or slices where no patient is known, and average over the seeds: they show how a
-    result varies with the patients, not with further seeds. NaN without the baseline. ValueError if runs were
+    Intervals resample patients, or slices where no patient is known; those of a difference the seeds, too, those of an
+    accuracy average over them. NaN without the baseline. ValueError if runs were
     predicted on different slices.
     """
     if not runs:
@@ -46,7 +55,7 @@ def table(runs, split="test", seed=0):
     names = sorted({run.parameters["variant"] for run in runs}, key=lambda name: (name != BASELINE, name))
     groups = {name: [run for run in runs if run.parameters["variant"] == name] for name in names}
     slices = {name: average_correct([run.predictions[run.predictions["split"] == split] for run in group],
-                                    group[0].classes) for name, group in groups.items()}
+                                    group[0].classes, [run.seed for run in group]) for name, group in groups.items()}
     for name, own in slices.items():
         if (own["predictions"] != len(groups[name])).any():
             raise ValueError(f"the seeds of {name} were predicted on different slices")

@@ -27,6 +27,13 @@ def mean(totals):
     return totals[:, 0] / totals[:, 1]
 
 
+def mean_over_seeds(totals):
+    """Mean of the columns, one for each seed, which are resampled, too: a statistic for `cluster_bootstrap`."""
+    seeds = totals.shape[1] - 1
+    drawn = np.random.default_rng(seeds).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(totals))
+    return (totals[:, :-1] * drawn).sum(axis=1) / (seeds * totals[:, -1])
+
+
 def resampled(values, clusters, statistic=mean, seed=0):
     """`statistic` of RESAMPLES bootstrap samples of whole clusters (patients), never of single rows.
 
@@ -65,19 +72,21 @@ def cluster_bootstrap(values, clusters, statistic=mean, seed=0):
 def paired_difference(correct, reference, patients, seed=0):
     """Two networks on the same slices: dict difference, low, high, p_bootstrap, p_mcnemar.
 
-    correct, reference: (n,), 1 where the network is right (or the share of its seeds that is); patients: (n,). The
-    interval and `p_bootstrap` (two-sided, twice the smaller share of resamples on one side of zero, one added to both
-    counts) resample patients; NaN for fewer than two. `p_mcnemar` is exact and takes slices as independent; NaN where
-    seeds were averaged. Source of the latter: https://doi.org/10.1007/BF02295996
+    correct, reference: (n,) or, with a column for each seed, (n, S), 1 where the network is right (or the share of its
+    seeds that is); patients: (n,). The interval and `p_bootstrap` (two-sided, twice the smaller share of resamples on
+    one side of zero, one added to both counts) resample patients and seeds; NaN for fewer than two patients.
+    `p_mcnemar` is exact and takes slices as independent; NaN for several seeds. Source of the latter:
+    https://doi.org/10.1007/BF02295996
     """
     correct, reference = np.asarray(correct, float), np.asarray(reference, float)
     gain, clusters = correct - reference, fill_unknown(patients)
     low = high = p = np.nan
     if len(set(clusters)) > 1:
-        results = resampled(gain, clusters, seed=seed)
+        results = resampled(gain, clusters, mean_over_seeds, seed)
         low, high = percentile_interval(results)
         p = min(1.0, 2 * (min((results <= 0).sum(), (results >= 0).sum()) + 1) / (len(results) + 1))
     whole = np.isin([correct, reference], (0, 1)).all()
+    whole = whole and gain.size == len(gain)
     table = [[0, (gain > 0).sum()], [(gain < 0).sum(), 0]]  # the agreeing slices do not count
     return {"difference": float(gain.mean()), "low": low, "high": high, "p_bootstrap": float(p),
             "p_mcnemar": float(mcnemar(table, exact=True).pvalue) if whole else np.nan}

@@ -71,7 +71,7 @@ class Evidence:
         """Test slices: `correct` (share of the seeds that are right) and `patient`, by path and slice."""
         found = self.of(variant, among)
         table = comparison.average_correct([run.predictions[run.predictions["split"] == "test"] for run in found],
-                                           found[0].classes)
+                                           found[0].classes, [run.seed for run in found])
         table = table[table["label"] == label] if label else table
         if table.empty:
             raise Missing(f"no test slices of class {label}" if label else "no test slices")

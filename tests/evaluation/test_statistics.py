@@ -200,3 +200,24 @@ def test_two_thousand_resamples_of_many_slices_take_seconds():
     patients, begin = rng.integers(0, 1000, 20_000).astype(str), time.perf_counter()
     statistics.paired_difference(*(rng.random((2, 20_000)) < 0.7), patients)
     assert time.perf_counter() - begin < 10
+
+
+def test_the_spread_of_the_seeds_is_in_the_interval_of_a_difference():
+    rng = np.random.default_rng(0)
+    patients = np.arange(400) // 2
+    reference = (rng.random((400, 4)) < 0.7).astype(float)
+    for spread, least, most in ((0.0, 0.0, 0.15), (0.2, 0.2, 0.5)):  # seeds that agree, and that lie far apart
+        shift = np.array([-1.5, -0.5, 0.5, 1.5]) * spread
+        own = (rng.random((400, 4)) < np.clip(0.7 + shift, 0, 1)).astype(float)
+        found = statistics.paired_difference(own, reference, patients)
+        averaged = statistics.paired_difference(own.mean(axis=1), reference.mean(axis=1), patients)
+        assert found["difference"] == averaged["difference"]
+        assert least <= found["high"] - found["low"] <= most
+        assert found["high"] - found["low"] > averaged["high"] - averaged["low"]
+
+
+def test_one_seed_is_what_no_seeds_are():
+    rng = np.random.default_rng(0)
+    own, reference, patients = rng.integers(0, 2, 60), rng.integers(0, 2, 60), np.arange(60) // 3
+    assert statistics.paired_difference(own[:, None], reference[:, None], patients) == statistics.paired_difference(
+        own, reference, patients)
