@@ -163,7 +163,7 @@ class Explorer:
         temperature = self.run.temperature
         views = {"uncalibrated": self.scores}
         if np.isfinite(temperature):
-            views[f"temperature {temperature:.2f}"] = calibration.scale(self.scores, temperature)
+            views[calibration.describe(temperature)] = calibration.scale(self.scores, temperature)
         bins = pd.concat([calibration.reliability(self.truth, scores).assign(scores=name)
                           for name, scores in views.items()])
         errors = [f"{calibration.expected_error(self.truth, scores):.3f} {name}" for name, scores in views.items()]

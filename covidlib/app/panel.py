@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from covidlib import readers
 from covidlib.app.widgets import Picture, render, section, set_visible
-from covidlib.evaluation import explain
+from covidlib.evaluation import calibration, explain
 from covidlib.predict import explained
 from covidlib.preprocessing import crop, lungs, quality
 
@@ -76,7 +76,8 @@ class Panel:
         alt = [slice_.title, description, f"{network.variant} predicts {predicted}"]
         self._show(slice_, network.variant, picture, ", ".join(filter(None, alt)), render(
             "prediction", network=network, overlay=description, probabilities=answer.probabilities, predicted=predicted,
-            warnings=slice_.quality_warnings(image, network.typical), description=explained.describe(network)))
+            warnings=slice_.quality_warnings(image, network.typical), description=explained.describe(network),
+            calibrated=network.temperature and calibration.describe(network.temperature)))
 
     def _show(self, slice_, name, picture, alt, prediction):
         set_visible(True, self.view)

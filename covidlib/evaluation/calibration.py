@@ -33,6 +33,12 @@ def fit_temperature(truth, probabilities):
     return float(np.exp(minimize_scalar(loss, bounds=_RANGE, method="bounded", options={"xatol": 1e-6}).x))
 
 
+def describe(temperature):
+    """"temperature 1.32", and whether it is at a bound of what is tried: then the fit failed, and says so."""
+    at_bound = np.abs(np.log(temperature) - _RANGE).min() < 0.01
+    return f"temperature {temperature:.2f}" + ", at the bound of what is tried" * bool(at_bound)
+
+
 def reliability(truth, probabilities):
     """Bins of equal width of the highest probability: DataFrame low, high, n, confidence, accuracy (NaN if empty)."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth

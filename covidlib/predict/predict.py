@@ -255,4 +255,5 @@ def _sheet(patients, errors, images, name, facts, notes) -> str:
     environment = jinja2.Environment(loader=jinja2.PackageLoader("covidlib.predict"), autoescape=True)
     return environment.get_template("sheet.html").render(
         notice=NOTICE, facts=facts, patients=patients.round(3), pictures=pictures, errors=errors, notes=notes,
-        network=explained.describe(facts) if hasattr(facts, "variant") else f"{name}.")
+        network=explained.describe(facts) if hasattr(facts, "variant") else f"{name}.",
+        calibrated=facts.temperature and calibration.describe(facts.temperature))

@@ -38,3 +38,13 @@ def test_certainty_lies_in_the_last_bin_and_zero_is_no_trouble():
     assert calibration.fit_temperature(np.array([0, 0]), sure) == pytest.approx(20, rel=0.01)
     with pytest.raises(ValueError, match="0 slices"):
         calibration.fit_temperature(np.array([], int), np.zeros((0, 2)))
+
+
+def test_a_temperature_at_its_bound_is_told():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 400)
+    sure = np.eye(2)[truth] * 0.1 + 0.45
+    wrong = np.eye(2)[1 - truth] * 0.98 + 0.01
+    told = [calibration.describe(calibration.fit_temperature(truth, scores)) for scores in (sure, wrong)]
+    assert told == [f"temperature {bound}, at the bound of what is tried" for bound in ("0.05", "20.00")]
+    assert calibration.describe(1.3) == "temperature 1.30"
