@@ -17,6 +17,7 @@ from toy_runs import CLASSES, FILES, OPTIONS, SIZE, assert_same_run, config, scr
 
 from covidlib import datasets
 from covidlib.datasets import decode, splits
+from covidlib.evaluation import metrics
 from covidlib.training import checkpoints, loop, runs, train
 from covidlib.utils.files import sha256
 
@@ -423,3 +424,16 @@ def test_an_unknown_variant_leaves_nothing(tmp_path):
 def test_a_missing_run_names_the_notebook_to_run(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="run notebook 03_training first"):
         read(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_tiny_set_is_learned_by_heart(tmp_path, narrow):
+    """Noise under labels that nothing explains: a loop that learns knows it, in inference mode, too."""
+    source, images = toy()
+    images = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    train.train(source, images, tmp_path / "resnet50" / "seed-1", config(
+        variant="resnet50", epochs=40, augmentation="none", precision="float32", learning_rate=3e-3))
+    run = runs.read_run(tmp_path / "resnet50" / "seed-1")
+    assert run.history["unaugmented_accuracy"].iloc[-1] == 1
+    known = run.predictions[run.predictions["split"] == "train"]
+    assert metrics.correct(known, run.classes).all() and len(known) == 18
