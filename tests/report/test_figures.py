@@ -199,7 +199,7 @@ def test_shortcuts_has_a_panel_per_protocol_and_names_the_best():
                                            low=0.4, high=0.8)])
     assert titles(figures.shortcuts(both)) == [
         "official test split:\nfile facts (files) alone reaches 91.0%",
-        "grouped cross-validation:\nsharpness (cropped to the lungs) alone reaches 70.0%",
+        "grouped cross-validation:\nsharpness (lungs) alone reaches 70.0%",
     ]
 
 

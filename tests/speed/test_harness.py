@@ -44,7 +44,7 @@ def test_decoding_prepares_the_files_in_turn(files):
     for _ in range(4):
         call()
     assert all(batch.shape == (1, 8, 8, 1) and batch.dtype == np.uint8 for batch in seen)
-    assert np.array_equal(seen[1][0, ..., 0], decode.preprocess_slice(files[1], 0, 8, "lungs"))
+    assert np.array_equal(seen[1][0, ..., 0], decode.preprocess_slice(files[1], 0, 8, "whole"))
     assert np.array_equal(seen[3], seen[0])
 
 

@@ -31,7 +31,8 @@ def folders(tmp_path_factory):
         datasets.save(datasets.replace(source, name=name), folder)
         run.mkdir(parents=True)
         build_classifier("resnet50", source.classes, 32, precision="float32").save(run / "model.keras")
-        runs.write_json(run / "run.json", {"parameters": {"variant": "resnet50", "seed": 0, "image_size": 32},
+        runs.write_json(run / "run.json", {"parameters": {"variant": "resnet50", "seed": 0, "image_size": 32,
+                                                           "preparation": "lungs"},
                                            "classes": list(source.classes)})
         for table in ("history", "predictions"):
             (run / f"{table}.csv").write_text("path\n")

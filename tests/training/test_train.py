@@ -92,7 +92,7 @@ def test_a_run_directory_is_complete(undisturbed):
     assert run.history.notna().all(axis=None)
     columns = ["path", "slice_index", "patient", "split", "label", *(f"p_{name}" for name in CLASSES)]
     assert list(run.predictions.columns) == columns
-    assert run.predictions["split"].value_counts().to_dict() == {"val": 6, "test": 6}
+    assert run.predictions["split"].value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
     assert np.allclose(run.predictions[columns[5:]].sum(axis=1), 1, atol=1e-5)
     assert run.metrics["test"]["n"] == run.metrics["val"]["n"] == 6
     assert run.content["best_epoch"] == run.history["val_loss"].idxmin() + 1
@@ -103,7 +103,8 @@ def test_a_run_directory_is_complete(undisturbed):
 def test_the_parameters_of_run_json_stay_as_they_are(undisturbed):
     """With others, runs of before would not be recognised as the same."""
     assert [name for name in undisturbed.parameters if not name.endswith("sha256")] == [
-        "dataset", "variant", "weights", "image_size", "epochs", "batch_size", "seed", "precision", "learning_rate",
+        "dataset", "variant", "weights", "image_size", "preparation", "epochs", "batch_size", "seed", "precision",
+        "learning_rate", "backbone_rate", "frozen_statistics", "frozen_stages", "label_smoothing", "weight_decay",
         "class_weights", "early_stopping", "augmentation", "deterministic", "backend"]
     assert config(weights="none", checkpoint_every=5).parameters() == config().parameters()
 
@@ -114,7 +115,7 @@ def test_the_saved_model_has_no_optimiser_and_gives_the_predictions(undisturbed)
     assert model is undisturbed.model and getattr(saved, "optimizer", None) is None
     assert undisturbed.content["model"] == {"parameters": model.count_params(),
                                             "weights_sha256": loop.weights_sha256(model)}
-    found = model.predict(toy()[1][18:, ..., None].astype("float32"), verbose=0)
+    found = model.predict(toy()[1][..., None].astype("float32"), verbose=0)
     assert np.allclose(found, undisturbed.predictions[[f"p_{name}" for name in CLASSES]], atol=2e-2)
     keras.models.clone_model(model).load_weights(undisturbed.path / "best.weights.h5")
 
