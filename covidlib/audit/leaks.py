@@ -89,7 +89,7 @@ def find_leaks(manifest):
 def shortcut_warnings(metrics, measured):
     """Warnings on accuracies that a shortcut explains as well.
 
-    metrics: DataFrame of comparison.table on the test part; measured: the audit's table `shortcuts`. A network exceeds
+    metrics: DataFrame of comparison.table on the test part; measured: shortcuts.visible of its runs. A network exceeds
     a baseline where its whole interval lies above the baseline's.
     """
     table = measured[measured.protocol == shortcuts.OFFICIAL]
@@ -100,8 +100,8 @@ def shortcut_warnings(metrics, measured):
         if len(rivals):
             named = ", ".join(f"{row.baseline} ({row.seen}) {row.accuracy:.3f}" for row in rivals.head(4).itertuples())
             more = f" and {len(rivals) - 4} more" if len(rivals) > 4 else ""
-            warnings.append(f"{network}'s accuracy of {accuracy:.3f} ({low:.3f} to {high:.3f}) is not above what is "
-                            f"reached without anatomy: {named}{more}.")
+            warnings.append(f"{network}'s accuracy of {accuracy:.3f} ({low:.3f} to {high:.3f}) is not above what a "
+                            f"shortcut reaches: {named}{more}.")
     return warnings
 
 
@@ -145,6 +145,6 @@ def _warn_of_shortcuts(measured):
         if len(better):
             named = "; ".join(f"{row.baseline}, {row.seen}: {row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}, AUC "
                               f"{row.auc:.2f})" for row in better.itertuples())
-            warnings.append(f"Without anatomy ({protocol}), better than the most frequent class ({floor:.1%}) or by an "
+            warnings.append(f"Shortcuts ({protocol}) better than the most frequent class ({floor:.1%}) or by an "
                             f"AUC of {AUC_WARNING} and more: {named}. Compare every accuracy with these.")
     return warnings

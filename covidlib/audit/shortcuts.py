@@ -28,19 +28,21 @@ _SIDE, _RING, _BANDS = 32, 3, 12
 _ALONE = 200  # slices that are learned from before other processes would have started
 
 
-def visible(measured, preparation):
-    """The rows of the audit's table that a network could have used which gets slices so prepared."""
-    return measured[measured["seen"].replace(_FORMER) == preparation]
+def visible(measured, parameters):
+    """The rows of the audit's table that a run with these parameters could have used, and the majority class."""
+    preparation = parameters.get("preparation", "lungs")  # all that earlier versions had
+    seen = measured["seen"].replace(_FORMER) == preparation
+    return measured[seen | (measured["baseline"] == "majority class")]
 
 
-def best_shortcut(measured, protocol, preparation):
+def best_shortcut(measured, protocol, parameters):
     """(baseline, accuracy) of the best one that is `visible`; None where none was measured.
 
     measured: the audit's table, of which rows of `protocol` count, or of cross-validation where there are none.
     """
     rows = measured[measured["protocol"] == protocol]
     rows = rows if len(rows) else measured[measured["protocol"] == CROSS_VALIDATION]
-    rows = visible(rows, preparation)
+    rows = visible(rows, parameters)
     if rows.empty:
         return None
     best = rows.loc[rows["accuracy"].idxmax()]

@@ -84,7 +84,7 @@ class Evidence:
             return None
         run = self.of(variant)[0]
         protocol = shortcuts.OFFICIAL if run.fold < 0 else shortcuts.CROSS_VALIDATION
-        return shortcuts.best_shortcut(pd.read_csv(path), protocol, run.parameters.get("preparation", "lungs"))
+        return shortcuts.best_shortcut(pd.read_csv(path), protocol, run.parameters)
 
     def speed(self, variant, device, harness="predict loop") -> pd.Series:
         path = self.folder / "speed" / "speed.csv"

@@ -246,7 +246,7 @@ def comparison(table):
 
 
 def shortcuts(table):
-    """Accuracy of every baseline without anatomy, 95 % intervals, one panel per protocol. See shortcuts.measure."""
+    """Accuracy of every shortcut baseline, 95 % intervals, one panel per protocol. See shortcuts.measure."""
     protocols, names, views = (list(dict.fromkeys(table[name])) for name in ("protocol", "baseline", "seen"))
     names = names[::-1]
     figure, axes = new(5.5 * len(protocols) + 1.5, 1.2 + 0.42 * len(names), 1, len(protocols))

@@ -54,7 +54,8 @@ def build(runs_dir, report_dir) -> Path:
     page = PAGES.get_template("report.html").render(
         dataset=dataset, claims=rows, measured=claims.measured, **shared,
         counts=[(name, counts[name]) for name in claims.VERDICTS if counts[name]],
-        warnings=leaks.shortcut_warnings(compared, baselines), metrics=_metrics(found), baselines=_baselines(baselines),
+        warnings=leaks.shortcut_warnings(compared, shortcuts.visible(baselines, found[0].parameters)),
+        metrics=_metrics(found), baselines=_baselines(baselines),
         checklist=_checklist(), notebooks=_notebooks(folder / "notebooks"), provenance=_provenance(found[0].provenance))
     for name, text in (("index.html", page), ("gallery.html", PAGES.get_template("gallery.html").render(**shared))):
         write_atomically(folder / name, text)
@@ -104,7 +105,7 @@ def _metrics(found) -> str:
 
 
 def _baselines(table) -> str:
-    """Baselines without anatomy, best first, under the protocol nearest to the networks'; "" where there is none."""
+    """Shortcut baselines, best first, under the protocol nearest to the networks'; "" where there is none."""
     if shortcuts.OFFICIAL in set(table["protocol"]):
         table = table[table["protocol"] == shortcuts.OFFICIAL]
     rows = [{"Baseline": f"{row.baseline} ({row.seen})", "Protocol": row.protocol, "Accuracy": f"{row.accuracy:.3f}",

@@ -1,4 +1,4 @@
-"""Audit: leaks, label conflicts, and what predicts the label without anatomy, on sets built to have them."""
+"""Audit: leaks, label conflicts, and what predicts the label but disease, on sets built to have them."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -59,6 +59,16 @@ def test_whole_patients_are_left_out():
     assert table.accuracy["grouped cross-validation", "border and background", "whole"] < 0.8
 
 
+def test_a_network_could_have_used_what_its_preparation_shows():
+    table = pd.DataFrame({"baseline": ["majority class", "file facts", *["sharpness"] * 4],
+                          "seen": ["files", "files", "whole", "lungs", "as read", "cropped to the lungs"],
+                          "accuracy": [0.5, 0.9, 0.7, 0.6, 0.8, 0.65], "protocol": "grouped cross-validation"})
+    assert shortcuts.visible(table, {"preparation": "whole"}).index.tolist() == [0, 2, 4]
+    assert shortcuts.visible(table, {}).index.tolist() == [0, 3, 5]
+    assert shortcuts.best_shortcut(table, shortcuts.OFFICIAL, {"preparation": "lungs"}) == ("sharpness", 0.65)
+    assert shortcuts.best_shortcut(table[1:2], shortcuts.OFFICIAL, {}) is None
+
+
 def test_features_see_what_their_names_say():
     rng = np.random.default_rng(0)
     image = np.full((64, 64), 200, np.uint8)

@@ -12,8 +12,8 @@ from covidlib.report import claims, figures, html
 
 NETWORKS = pd.DataFrame([["improved", 0.7, 0.6, 0.8], ["resnet50", 0.99, 0.97, 1.0]],
                         columns=["variant", "accuracy_mean", "accuracy_low", "accuracy_high"])
-BASELINES = pd.DataFrame([["file facts", "files", "official test split", 0.9, 0.85, 0.95, 0.97],
-                          ["file facts", "files", "grouped cross-validation", 0.1, 0.05, 0.15, 0.5]],
+BASELINES = pd.DataFrame([["sharpness", "lungs", "official test split", 0.9, 0.85, 0.95, 0.97],
+                          ["sharpness", "lungs", "grouped cross-validation", 0.1, 0.05, 0.15, 0.5]],
                          columns=shortcuts.COLUMNS)
 LOADS = re.compile(r"""<(?:script|link|img|iframe|object|source)\b[^>]*?(?:src|href)=["']?(?!data:)([^"'> ]*)""")
 
@@ -63,7 +63,7 @@ def test_accuracies_stand_beside_the_baselines(index):
     top, metrics = index[: index.index('id="claims"')], index[index.index('id="metrics"') :]
     assert "Not above a shortcut.</b> improved&#39;s accuracy of 0.700 (0.600 to 0.800)" in top
     assert "resnet50&#39;s accuracy" not in top
-    assert "<td>file facts (files)</td><td>official test split</td><td>0.900</td>" in metrics
+    assert "<td>sharpness (lungs)</td><td>official test split</td><td>0.900</td>" in metrics
     assert "<td>0.100</td>" not in metrics
     assert "<td>improved</td><td>0</td><td>120</td><td>60</td>" in metrics and "<th>commit</th>" in index
 
