@@ -35,18 +35,10 @@ reproduce: env ## run a profile to its report and print the claims table
 	  --weights $(call quoted,WEIGHTS) --on-error $(call quoted,ON_ERROR) \
 	  --jobs $(call quoted,JOBS) $(if $(value CLUSTER),--cluster $(call quoted,CLUSTER))
 
-study: env ## the study: DATA_ROOT=folder that holds ucsd-covid-ct, sarscov2-ct-256 and covid-ct-md-sample; a day
-	@for set in ucsd-covid-ct sarscov2-ct-256 covid-ct-md-sample; do [ -d $(call quoted,DATA_ROOT)/$$set ] || { \
-	  echo "make study needs DATA_ROOT, a folder that holds $$set (docs/profiles.md). Received: DATA_ROOT="$(call quoted,DATA_ROOT); \
-	  exit 1; }; done
-	$(MAKE) reproduce PROFILE=study DATASET=ucsd-covid-ct DATA_ROOT=$(call quoted,DATA_ROOT)/ucsd-covid-ct
-	$(MAKE) reproduce PROFILE=study DATASET=sarscov2-ct DATA_ROOT=$(call quoted,DATA_ROOT)/sarscov2-ct-256
-	$(BIN)/python -m study.across runs/ucsd-covid-ct/study runs/sarscov2-ct/study
-	$(MAKE) reproduce PROFILE=study DATASET=phantom DATA_ROOT=
-	$(MAKE) reproduce PROFILE=study DATASET=covid-ct-md DATA_ROOT=$(call quoted,DATA_ROOT)/covid-ct-md-sample
-	$(MAKE) publish
+study: env ## the second study: DATA_ROOT=folder with ucsd-covid-ct, sarscov2-ct-256, web-three-class; days, resumable
+	$(BIN)/python -m study.experiments $(call quoted,DATA_ROOT)
 
-publish: env ## reports/published and its tables in README.md and MODEL_CARD.md, from the study's runs
+publish: env ## reports/published and its tables in README.md and MODEL_CARD.md, from the first study's runs
 	$(BIN)/python -m study.publish
 
 check: env ## what a change needs before it is committed: style, import rule, unit tests that train nothing; 3 minutes
