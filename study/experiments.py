@@ -69,12 +69,12 @@ def plan():
     web = [Job("web-three-class", "whole", "ct", name, seed, PAPER_EPOCHS) for seed in (0, 1) for name in PAIR]
     jobs += web + [Job("web-three-class", "lungs", "ct", name, 0, PAPER_EPOCHS) for name in PAIR]
     ucsd = "ucsd-covid-ct"
-    for seeds, weights, epochs in ((range(5), "ct", EPOCHS), (range(2), "none", PAPER_EPOCHS),
-                                   (range(2), "phantom", PAPER_EPOCHS)):
-        jobs += [Job(ucsd, preparation, weights, name, seed, epochs)
-                 for preparation in ("whole", "lungs") for seed in seeds for name in PAIR]
+    jobs += [Job(ucsd, preparation, "ct", name, seed, EPOCHS)
+             for preparation in ("whole", "lungs") for seed in range(5) for name in PAIR]
     jobs += [Job(ucsd, "whole", "ct", name, seed, EPOCHS, fold) for seed in (0, 1) for fold in range(splits.FOLDS)
              for name in PAIR]
+    jobs += [Job(ucsd, preparation, weights, name, seed, PAPER_EPOCHS) for weights in ("none", "phantom")
+             for preparation in ("whole", "lungs") for seed in (0, 1) for name in PAIR]
     jobs += [Job(ucsd, "whole", "ct", name, seed, EPOCHS) for seed in range(3) for name in ABLATIONS]
     jobs += [Job("sarscov2-ct", "whole", "ct", name, seed, EPOCHS) for seed in (0, 1) for name in PAIR]
     return jobs + [Job(ucsd, "whole", "ct", name, seed, EPOCHS, share=share) for seed in (0, 1)
