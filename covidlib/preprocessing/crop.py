@@ -5,7 +5,8 @@
 - `lungs`: the convex hull of both lungs on black, at one scale and place and of one resolution.
 
 The price of `lungs`: chest wall and axillae are lost, and so is a lung that `lungs.segment` misses, which happens most
-where it is dense with disease. reports/published/PROTOCOL.md says how its numbers were chosen.
+where it is dense with disease. Its numbers are those of the first study (docs/design.md); how they are to be chosen
+anew says reports/published/PROTOCOL.md.
 """
 
 import numpy as np

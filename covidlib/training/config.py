@@ -8,7 +8,7 @@ from covidlib.preprocessing.augmentation import Augmenter
 from covidlib.training.devices import strategy
 
 # A network without a start, or with one from drawings, has everything to learn; one that was pre-trained on pictures
-# keeps its batch statistics and changes slowly. Chosen on validation slices: reports/published/PROTOCOL.md.
+# keeps its batch statistics and changes slowly. reports/published/PROTOCOL.md says what FINE_TUNING is compared with.
 SCRATCH = {"learning_rate": 1e-3, "backbone_rate": 1.0, "frozen_statistics": False, "frozen_stages": 0,
            "label_smoothing": 0.0, "weight_decay": 0.05}
 FINE_TUNING = {"learning_rate": 1e-3, "backbone_rate": 0.1, "frozen_statistics": True, "frozen_stages": 0,
